@@ -1,0 +1,265 @@
+"""The event log as its writers see it: record, commit, and know that it is on disk.
+
+One task writes; while a batch commits, the next one gathers (group commit). A batch is
+on disk whole or not at all. After a batch that failed nothing recorded before it is
+trusted: the *epoch* moves on, attempts of an older epoch are refused, the store is
+reopened from disk and what it holds of them is closed as interrupted.
+
+Knows no SQL and no HTTP.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Protocol
+
+from attrs import field, frozen, mutable
+
+from events.codec import encode, timestamp
+from events.records import TERMINAL, AttemptEvent, AuthInterrupted, Event
+
+
+class LogUnavailable(Exception):
+    """The events are not on record, and nothing that depends on them may happen."""
+
+
+class LogFull(LogUnavailable):
+    """So many events wait for the disk that no more attempts begin."""
+
+
+class StoreError(Exception):
+    """The store cannot be opened, read or written."""
+
+
+@frozen
+class Write:
+    """A change of state that commits together with its events, by the name the store knows it by."""
+
+    name: str
+    parameters: Mapping[str, str | int | None] = field(repr=False)  # verifiers travel here
+
+
+class Outcome(Enum):
+    """What became of a `Write` and its events; they share one fate."""
+
+    DONE = "done"
+    LOST = "lost"  # its precondition no longer held: another write came first
+    FAILED = "failed"  # its statement failed alone; the rest of the batch did not
+
+
+@frozen
+class Part:
+    """Bodies to append in order; with a `write`, only if that is done. `closes` is the attempt they end."""
+
+    bodies: list[str]
+    write: Write | None = None
+    closes: str | None = None
+
+
+@mutable
+class Batch:
+    """What is to be one transaction. `opened` and `closed` are attempts the batch begins or ends, not both."""
+
+    parts: list[Part] = field(factory=list)
+    opened: set[str] = field(factory=set)
+    closed: set[str] = field(factory=set)
+    waiters: list[tuple[int, asyncio.Future[Outcome]]] = field(factory=list)
+    size: int = 0  # events
+
+
+@frozen
+class OpenAttempt:
+    """An attempt on disk without a terminal event, and the `position` that one would have."""
+
+    request_id: str
+    position: int
+    account: str | None
+    user_id: str | None
+
+
+class Store(Protocol):
+    """What the log asks of a store: `events.sqlite.SqliteStore` today."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def append(self, batch: Batch) -> Sequence[Outcome]:
+        """Put the batch on disk and give an outcome for each part, or raise `StoreError`: nothing is known then."""
+
+    async def open_attempts(self) -> list[OpenAttempt]: ...
+
+
+class EventLog:
+    """One process's way into the log. `max_pending` events may wait; beyond that no attempt begins."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], int],
+        *,
+        max_pending: int = 65_536,
+        on_fault: Callable[[BaseException], None] = lambda error: None,
+        retry_seconds: float = 0.2,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._max_pending = max_pending
+        self._on_fault = on_fault
+        self._retry_seconds = retry_seconds
+        self._pending = Batch()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._ready = False
+        self._owns_attempts = False
+        self._writer: asyncio.Task[None]
+        self._epoch = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the store is open and the last batch went well."""
+        return self._ready
+
+    async def start(self, *, owns_attempts: bool) -> None:
+        """Open the store. The one service of a store owns its attempts, and closes those that a crash left open.
+
+        Raises `StoreError`.
+        """
+        self._owns_attempts = owns_attempts
+        await self._store.open()
+        try:
+            if owns_attempts:
+                await self._close_open_attempts()
+        except BaseException:
+            await self._store.close()
+            raise
+        self._ready = True
+        self._idle.set()
+        self._writer = asyncio.create_task(self._write())
+
+    async def stop(self) -> None:
+        """Let what is queued reach the disk, or fail to, and nothing else; then close the store."""
+        self._ready = False
+        await self._idle.wait()
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        await self._store.close()
+
+    def admit(self) -> int:
+        """The epoch under which a new attempt records. Raises `LogUnavailable`, `LogFull` where it could not finish."""
+        if not self._ready:
+            raise LogUnavailable
+        if self._pending.size >= self._max_pending:
+            raise LogFull
+        return self._epoch
+
+    def record(self, event: AttemptEvent, epoch: int) -> None:
+        """Queue an event that is not the attempt's last. Raises `LogUnavailable` if the epoch has passed."""
+        self._check(epoch)
+        body = encode(event)
+        if event.position == 0:
+            self._pending.opened.add(event.request_id)
+        self._append([body])
+
+    async def commit(self, events: Sequence[Event], *, epoch: int | None = None, write: Write | None = None) -> Outcome:
+        """Queue events and return once they are on disk, or, with a `write` that was not done, are not.
+
+        Raises `LogUnavailable` when neither can be promised.
+        """
+        self._check(self._epoch if epoch is None else epoch)
+        bodies = [encode(event) for event in events]
+        last = events[-1]
+        closes = last.request_id if isinstance(last, AttemptEvent) and last.TYPE in TERMINAL else None
+        if closes is not None and write is None:
+            if closes in self._pending.opened:
+                self._pending.opened.discard(closes)
+            else:
+                self._pending.closed.add(closes)
+        self._append(bodies, write, closes)
+        waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._pending.waiters.append((len(self._pending.parts) - 1, waiter))
+        self._wake.set()
+        return await waiter
+
+    async def close_open_attempts(self) -> None:
+        """Give every attempt on disk that has no terminal event `auth.interrupted`.
+
+        For an owner that lets no attempt go on. Raises `LogUnavailable`, `StoreError`.
+        """
+        await self._idle.wait()
+        self._check(self._epoch)  # while the store is reopened nobody else may ask it for anything
+        await self._close_open_attempts()
+
+    async def _close_open_attempts(self) -> None:
+        orphans = await self._store.open_attempts()
+        if not orphans:
+            return
+        now = timestamp(self._clock())
+        bodies = [
+            encode(
+                AuthInterrupted(
+                    recorded_at=now,
+                    request_id=orphan.request_id,
+                    position=orphan.position,
+                    account=orphan.account,
+                    user_id=orphan.user_id,
+                )
+            )
+            for orphan in orphans
+        ]
+        closed = {orphan.request_id for orphan in orphans}
+        await self._store.append(Batch(parts=[Part(bodies)], closed=closed, size=len(bodies)))
+
+    def _check(self, epoch: int) -> None:
+        if not self._ready or epoch != self._epoch:
+            raise LogUnavailable
+
+    def _append(self, bodies: list[str], write: Write | None = None, closes: str | None = None) -> None:
+        parts = self._pending.parts
+        if write is None and parts and parts[-1].write is None:
+            parts[-1].bodies.extend(bodies)
+        else:
+            parts.append(Part(bodies, write, closes))
+        self._pending.size += len(bodies)
+        self._idle.clear()
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._pending.parts:
+                batch, self._pending = self._pending, Batch()
+                try:
+                    outcomes = await self._store.append(batch)
+                except Exception as error:
+                    # Whatever it is: were the writer to end here, every caller would wait for ever.
+                    self._on_fault(error)
+                    await self._start_over(batch)
+                else:
+                    for part, waiter in batch.waiters:
+                        if not waiter.done():  # a cancelled caller no longer asks
+                            waiter.set_result(outcomes[part])
+            self._idle.set()
+
+    async def _start_over(self, batch: Batch) -> None:
+        # What was queued behind the failed batch may continue attempts that it began.
+        self._ready = False
+        self._epoch += 1
+        lost, self._pending = self._pending, Batch()
+        self._idle.set()
+        for _, waiter in batch.waiters + lost.waiters:
+            if not waiter.done():
+                waiter.set_exception(LogUnavailable())
+        while True:
+            try:
+                await self._store.close()
+                await self._store.open()
+                if self._owns_attempts:
+                    await self._close_open_attempts()
+            except Exception as error:
+                self._on_fault(error)
+                await asyncio.sleep(self._retry_seconds)
+            else:
+                self._ready = True
+                return

@@ -1,0 +1,67 @@
+-- The log is the truth. Everything below it but `secrets` can be rebuilt from it.
+
+-- One row an event. `body` is the event to the byte; `request_id` stands only on the
+-- first event of a request and `account` only on the last, or on an event outside any
+-- request: that is where `explain` and `list --account` look them up, and rows stay small.
+CREATE TABLE log (
+    seq        INTEGER PRIMARY KEY,
+    body       TEXT NOT NULL,
+    request_id BLOB,
+    account    BLOB
+) STRICT;
+
+CREATE UNIQUE INDEX log_request_id ON log (request_id) WHERE request_id IS NOT NULL;
+CREATE INDEX log_account ON log (account) WHERE account IS NOT NULL;
+
+CREATE TRIGGER log_is_never_updated BEFORE UPDATE ON log
+BEGIN SELECT raise(ABORT, 'the log is append-only'); END;
+
+CREATE TRIGGER log_is_never_deleted BEFORE DELETE ON log
+BEGIN SELECT raise(ABORT, 'the log is append-only'); END;
+
+-- json_extract and not ->>, which SQLite 3.37 does not have.
+CREATE VIEW events AS
+SELECT seq,
+       json_extract(body, '$.recorded_at') AS recorded_at,
+       json_extract(body, '$.type')        AS type,
+       json_extract(body, '$.request_id')  AS request_id,
+       json_extract(body, '$.position')    AS position,
+       json_extract(body, '$.account')     AS account,
+       json_extract(body, '$.user_id')     AS user_id,
+       json_extract(body, '$.stage')       AS stage,
+       json_extract(body, '$.reason')      AS reason,
+       body
+FROM log;
+
+-- Attempts on disk with no terminal event yet: what recovery has to close.
+CREATE TABLE open_attempts (
+    request_id BLOB PRIMARY KEY
+) STRICT, WITHOUT ROWID;
+
+-- Times are microseconds since 1970-01-01 UTC. `claim_until` is null where claiming is
+-- forbidden, `secret_version` is null until a first secret is stored.
+CREATE TABLE accounts (
+    account        TEXT PRIMARY KEY,
+    status         TEXT NOT NULL CHECK (status IN ('active', 'suspended')),
+    created_at     INTEGER NOT NULL,
+    claim_until    INTEGER,
+    secret_version INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- The one thing kept out of the log. `expires_at` is set while a secret overlaps its successor.
+CREATE TABLE secrets (
+    account    TEXT NOT NULL,
+    version    INTEGER NOT NULL,
+    verifier   TEXT NOT NULL,
+    expires_at INTEGER,
+    PRIMARY KEY (account, version)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX secrets_expires_at ON secrets (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE signing_keys (
+    kid        TEXT PRIMARY KEY,
+    alg        TEXT NOT NULL,
+    state      TEXT NOT NULL CHECK (state IN ('published', 'active')),
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,480 @@
+"""The SQLite store: every statement there is, and the rules under which one may run.
+
+One connection writes, through aiosqlite, a transaction a call; it alone is handed a
+batch. Readers open the file `mode=ro`. A commit is on disk when it returns (WAL,
+`synchronous=FULL`). Nothing here knows what an event means beyond the columns that
+look it up.
+"""
+
+import importlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+import orjson
+from attrs import frozen
+
+from events.log import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.records import TERMINAL
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
+SCHEMA_VERSION = 1
+
+_FIXED_RELEASES = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
+"""The releases in which https://sqlite.org/wal.html#walresetbug is mended; before, commits can be lost."""
+
+
+def _trusted(version: tuple[int, ...]) -> bool:
+    backports = any(version[:2] == fixed[:2] and version >= fixed for fixed in _FIXED_RELEASES)
+    return backports or version >= _FIXED_RELEASES[-1]
+
+
+def _find_sqlite() -> Any:
+    """The first SQLite of the two there may be that does not lose commits. Raises `StoreError`."""
+    found = []
+    for name in ("pysqlite3", "sqlite3"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        if _trusted(tuple(int(part) for part in module.sqlite_version.split("."))):
+            return module
+        found.append(f"{name} carries {module.sqlite_version}")
+    raise StoreError(f"SQLite 3.51.3 or newer is needed; {', '.join(found)}")
+
+
+# What the writer runs, in the order a batch needs it.
+_HEAD = "SELECT coalesce(max(seq) + 1, 0) FROM log"
+_OPEN = "INSERT INTO open_attempts (request_id) SELECT unhex(value) FROM json_each(?)"
+_CLOSE = "DELETE FROM open_attempts WHERE request_id IN (SELECT unhex(value) FROM json_each(?))"
+_APPEND = f"""
+INSERT INTO log (seq, body, request_id, account)
+SELECT (SELECT coalesce(max(seq) + 1, 0) FROM log) + key,
+       value,
+       CASE WHEN json_extract(value, '$.position') = 0 THEN unhex(json_extract(value, '$.request_id')) END,
+       CASE WHEN json_extract(value, '$.request_id') IS NULL
+              OR json_extract(value, '$.type') IN ({", ".join(f"'{tag}'" for tag in TERMINAL)})
+            THEN unhex(json_extract(value, '$.account')) END
+FROM json_each(?)
+"""
+
+_WRITES: dict[str, tuple[str, ...]] = {
+    # The first statement is the guard: where it changes no row, the write is lost.
+    "create_account": (
+        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version)"
+        " VALUES (:account, 'active', :now, :claim_until, NULL) ON CONFLICT DO NOTHING",
+    ),
+    "create_account_with_secret": (
+        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version)"
+        " VALUES (:account, 'active', :now, :claim_until, 1) ON CONFLICT DO NOTHING",
+        "INSERT INTO secrets (account, version, verifier) VALUES (:account, 1, :verifier)",
+    ),
+    "suspend": ("UPDATE accounts SET status = 'suspended' WHERE account = :account AND status = 'active'",),
+    "resume": ("UPDATE accounts SET status = 'active' WHERE account = :account AND status = 'suspended'",),
+    "claim": (
+        "UPDATE accounts SET secret_version = 1"
+        " WHERE account = :account AND secret_version IS NULL AND status = 'active'",
+        "INSERT INTO secrets (account, version, verifier) VALUES (:account, 1, :verifier)",
+    ),
+    "rehash": (
+        "UPDATE secrets SET verifier = :verifier"
+        " WHERE account = :account AND version = :version AND verifier = :replaced",
+    ),
+    "rotate": (
+        "UPDATE accounts SET secret_version = :version WHERE account = :account AND secret_version IS :replaced",
+        "DELETE FROM secrets WHERE account = :account AND (version IS NOT :replaced OR :overlap_until IS NULL)",
+        "UPDATE secrets SET expires_at = :overlap_until WHERE account = :account",
+        "INSERT INTO secrets (account, version, verifier) VALUES (:account, :version, :verifier)",
+    ),
+    "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :now",),
+    "activate_new_key": (
+        "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
+        " ON CONFLICT DO NOTHING",
+        "UPDATE signing_keys SET state = CASE kid WHEN :kid THEN 'active' ELSE 'published' END",
+    ),
+}
+
+
+class _Connection(aiosqlite.Connection):
+    async def run(self, function: Callable[[Any], T]) -> T:
+        """Call `function` with the connection, on its thread: one hop for a whole transaction."""
+        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]
+        return result
+
+    async def close(self) -> None:
+        """Close, and see the thread end: after a connect that failed, it still has a result to hand to the loop."""
+        try:
+            await super().close()
+        finally:
+            self._thread.join()
+
+
+class SqliteStore:
+    """The writing side of `path`. `lock_timeout_seconds` bounds the wait for another process's transaction."""
+
+    def __init__(self, path: Path, *, create: bool, lock_timeout_seconds: float = 2.0) -> None:
+        self._path = path
+        self._create = create
+        self._lock_timeout_seconds = lock_timeout_seconds
+        self._sqlite = _find_sqlite()
+        self._connection: _Connection | None = None
+
+    @property
+    def sqlite_version(self) -> str:
+        return str(self._sqlite.sqlite_version)
+
+    async def open(self) -> None:
+        """Connect, and lay the schema in a new file. Raises `StoreError`."""
+        if self._create:
+            # SQLite gives its -wal and -shm files the mode of the database.
+            try:
+                os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            except OSError as error:
+                raise StoreError(f"cannot open {self._path}: {error.strerror}") from None
+        try:
+            self._connection = connection = _Connection(self._connect, iter_chunk_size=64)
+            await connection
+            await connection.run(self._prepare)
+        except (self._sqlite.Error, StoreError) as error:
+            await self.close()
+            raise _store_error("cannot open", self._path, error) from None
+
+    async def close(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def append(self, batch: Batch) -> Sequence[Outcome]:
+        """Commit `batch`. Raises `StoreError` where the transaction could not begin, run or commit."""
+        try:
+            return await self._writer().run(lambda connection: self._append(connection, batch))
+        except self._sqlite.Error as error:
+            raise _store_error("cannot write", self._path, error) from None
+
+    async def open_attempts(self) -> list[OpenAttempt]:
+        """The attempts on disk that have no terminal event. Raises `StoreError`."""
+        try:
+            return await self._writer().run(_open_attempts)
+        except self._sqlite.Error as error:
+            raise _store_error("cannot read", self._path, error) from None
+
+    def _writer(self) -> _Connection:
+        if self._connection is None:
+            raise StoreError(f"{self._path} is not open")
+        return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection = self._sqlite.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            timeout=self._lock_timeout_seconds,
+            check_same_thread=False,
+        )
+        return connection
+
+    def _prepare(self, connection: Any) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA recursive_triggers = ON")  # else INSERT OR REPLACE deletes past the trigger
+        connection.execute("PRAGMA secure_delete = ON")  # a retired verifier leaves the file
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if self._create and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+                for statement in _schema(self._sqlite):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            _check_schema(connection, self._path)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
+        if len(batch.parts) == 1 and batch.parts[0].write is None and not batch.opened and not batch.closed:
+            # A transaction of one statement: what a loaded service commits, with the GIL given up only once.
+            connection.execute(_APPEND, (_array(batch.parts[0].bodies),))
+            return [Outcome.DONE]
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if batch.opened:
+                connection.execute(_OPEN, (_json(batch.opened),))
+            outcomes = []
+            for part in batch.parts:
+                outcome = Outcome.DONE if part.write is None else self._try(connection, part)
+                if outcome is Outcome.DONE:
+                    connection.execute(_APPEND, (_array(part.bodies),))
+                outcomes.append(outcome)
+            if batch.closed:
+                connection.execute(_CLOSE, (_json(batch.closed),))
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return outcomes
+
+    def _try(self, connection: Any, part: Part) -> Outcome:
+        assert part.write is not None
+        guard, *others = _WRITES[part.write.name]
+        connection.execute("SAVEPOINT part")
+        try:
+            outcome = Outcome.LOST
+            if connection.execute(guard, part.write.parameters).rowcount:
+                outcome = Outcome.DONE
+                for statement in others:
+                    connection.execute(statement, part.write.parameters)
+                if part.closes is not None:
+                    connection.execute(_CLOSE, (_json([part.closes]),))
+        except self._sqlite.Error as error:
+            if _primary_code(error) in _FATAL or not connection.in_transaction:
+                raise
+            outcome = Outcome.FAILED
+            connection.execute("ROLLBACK TO part")
+        connection.execute("RELEASE part")
+        return outcome
+
+
+# Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:
+# a full disk, an I/O error, no memory.
+_FATAL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+
+
+def _primary_code(error: BaseException) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def _store_error(what: str, path: Path, error: BaseException) -> StoreError:
+    """SQLite's name for the error and never its text, which may quote a value."""
+    if isinstance(error, StoreError):
+        return error
+    return StoreError(f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
+
+
+def _array(bodies: list[str]) -> str:
+    # json_each gives an object of canonical JSON back to the byte (a test holds it to that), so the bodies
+    # need not be escaped here, under the GIL, to be unescaped there.
+    return f"[{','.join(bodies)}]"
+
+
+def _json(values: Any) -> str:
+    return orjson.dumps(list(values)).decode()
+
+
+def _schema(sqlite: Any) -> Iterator[str]:
+    statement = ""
+    for line in Path(__file__).with_name("schema.sql").read_text("utf-8").splitlines(keepends=True):
+        statement += line
+        if sqlite.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _check_schema(connection: Any, path: Path) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application_id != APPLICATION_ID:
+        raise StoreError(f"{path} is not a database of hubler-auth")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"{path} has schema {version}, this program reads {SCHEMA_VERSION}")
+
+
+def _open_attempts(connection: Any) -> list[OpenAttempt]:
+    first = connection.execute("SELECT min(seq), count(*) FROM open_attempts JOIN log USING (request_id)").fetchone()
+    if first[1] == 0:
+        return []
+    # Open attempts are young: from the oldest of them to the end is not far.
+    rows = connection.execute(
+        "SELECT lower(hex(o.request_id)), count(*), max(json_extract(body, '$.account')),"
+        "       max(json_extract(body, '$.user_id'))"
+        " FROM log CROSS JOIN open_attempts AS o ON o.request_id = unhex(json_extract(body, '$.request_id'))"
+        " WHERE seq >= ?"
+        " GROUP BY o.request_id ORDER BY min(seq)",
+        (first[0],),
+    )
+    return [OpenAttempt(*row) for row in rows]
+
+
+# -- reading --------------------------------------------------------------------------
+
+
+@frozen
+class SecretRow:
+    """One stored secret of an account; `expires_at` is in microseconds since 1970."""
+
+    version: int
+    verifier: str
+    expires_at: int | None
+
+
+@frozen
+class AccountRow:
+    """An account as its table has it; times are microseconds since 1970."""
+
+    account: str
+    status: str
+    created_at: int
+    claim_until: int | None
+    secret_version: int | None
+
+
+@frozen
+class KeyRow:
+    kid: str
+    alg: str
+    state: str
+    created_at: int
+
+
+_ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version"
+_BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
+
+PAGE = 5000  # rows; at about 400 bytes each a page is 2 MB, and read in a few milliseconds
+
+LogRow = tuple[int, bytes, bytes | None, bytes | None]
+"""`seq`, `body`, and the columns `request_id` and `account` of one event."""
+
+
+class SqliteReader:
+    """A read-only view of `path`. Every method is one short read and raises `StoreError`.
+
+    Never waits for a lock unless `lock_timeout_seconds` says so: a WAL reader has none to wait for.
+    """
+
+    def __init__(self, path: Path, *, lock_timeout_seconds: float = 0.0) -> None:
+        self._path = path
+        self._sqlite = _find_sqlite()
+        if not path.is_file():
+            raise StoreError(f"there is no database at {path}")
+        try:
+            self._connection = self._sqlite.connect(
+                f"{path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                isolation_level=None,
+                timeout=lock_timeout_seconds,
+                check_same_thread=False,
+            )
+            _check_schema(self._connection, path)
+        except self._sqlite.Error as error:
+            raise _store_error("cannot open", path, error) from None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _rows(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        try:
+            rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
+        except self._sqlite.Error as error:
+            raise _store_error("cannot read", self._path, error) from None
+        return rows
+
+    def snapshot(self) -> None:
+        """Let all that is read until `release` come from one moment."""
+        self._rows("BEGIN")
+
+    def release(self) -> None:
+        self._rows("COMMIT")
+
+    def size(self) -> int:
+        """How many events there are, if none is missing: one more than the highest `seq`."""
+        return int(self._rows(_HEAD)[0][0])
+
+    def log_rows(self, first: int, end: int, limit: int) -> list[LogRow]:
+        """At most `limit` rows of `log` from `first` up to, not with, `end`, in order."""
+        return self._rows(
+            f"SELECT seq, {_BODY}, request_id, account FROM log WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
+            (first, end, limit),
+        )
+
+    def pages(self, first: int, end: int) -> Iterator[list[LogRow]]:
+        """The rows of `log` from `first` up to, not with, `end`, each page a read of its own."""
+        while rows := self.log_rows(first, end, PAGE):
+            yield rows
+            first = rows[-1][0] + 1
+
+    def log_rows_before(self, end: int, limit: int) -> list[tuple[int, bytes]]:
+        """At most `limit` rows below `end`, newest first."""
+        return self._rows(f"SELECT seq, {_BODY} FROM log WHERE seq < ? ORDER BY seq DESC LIMIT ?", (end, limit))
+
+    def account_rows(self, account: str, first: int, end: int, limit: int) -> list[tuple[int, bytes]]:
+        """At most `limit` rows from `first` up to, not with, `end` that the account's index names, in order."""
+        return self._rows(
+            f"SELECT seq, {_BODY} FROM log WHERE account = unhex(?) AND seq >= ? AND seq < ? ORDER BY seq LIMIT ?",
+            (account, first, end, limit),
+        )
+
+    def account_rows_before(self, account: str, end: int, limit: int) -> list[tuple[int, bytes]]:
+        """At most `limit` rows below `end` that the account's index names, newest first."""
+        return self._rows(
+            f"SELECT seq, {_BODY} FROM log WHERE account = unhex(?) AND seq < ? ORDER BY seq DESC LIMIT ?",
+            (account, end, limit),
+        )
+
+    def attempt_start(self, request_id: str) -> int | None:
+        """The `seq` of the request's first event, if there is such a request."""
+        rows = self._rows("SELECT seq FROM log WHERE request_id = unhex(?)", (request_id,))
+        return int(rows[0][0]) if rows else None
+
+    def repeated_request(self) -> int | None:
+        """The lowest `seq` at which a request begins under a taken id. An index forbids it, while it is there."""
+        rows = self._rows(
+            "SELECT max(seq) FROM log WHERE request_id IS NOT NULL"
+            " GROUP BY request_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
+        )
+        return int(rows[0][0]) if rows else None
+
+    def account_secrets(self, account: str) -> tuple[AccountRow, list[SecretRow]] | None:
+        """The account and its stored secrets, the newest first."""
+        rows = self._rows(
+            f"SELECT {_ACCOUNT_COLUMNS}, version, verifier, expires_at"
+            " FROM accounts LEFT JOIN secrets USING (account) WHERE account = ? ORDER BY version DESC",
+            (account,),
+        )
+        if not rows:
+            return None
+        return AccountRow(*rows[0][:5]), [SecretRow(*row[5:]) for row in rows if row[5] is not None]
+
+    def accounts(self, after: str = "", limit: int = 1000) -> list[AccountRow]:
+        """At most `limit` accounts whose id sorts behind `after`."""
+        rows = self._rows(
+            f"SELECT {_ACCOUNT_COLUMNS} FROM accounts WHERE account > ? ORDER BY account LIMIT ?", (after, limit)
+        )
+        return [AccountRow(*row) for row in rows]
+
+    def account_states(self, after: str, limit: int = 1000) -> list[tuple[AccountRow, dict[int, int | None]]]:
+        """At most `limit` accounts behind `after`, each with `expires_at` by version of its stored secrets.
+
+        Secrets that belong to no account come under one without a status.
+        """
+        rows = self._rows(
+            "SELECT account, coalesce(status, ''), coalesce(created_at, 0), claim_until, secret_version,"
+            "       version, expires_at"
+            " FROM (SELECT account FROM accounts WHERE account > :after"
+            "       UNION SELECT account FROM secrets WHERE account > :after ORDER BY account LIMIT :limit)"
+            " LEFT JOIN accounts USING (account) LEFT JOIN secrets USING (account) ORDER BY account, version",
+            {"after": after, "limit": limit},
+        )
+        return [
+            (account, {row[5]: row[6] for row in group if row[5] is not None})
+            for account, group in groupby(rows, lambda row: AccountRow(*row[:5]))
+        ]
+
+    def expired_secrets(self, now: int) -> list[tuple[str, int]]:
+        """Account and version of each secret whose overlap has ended."""
+        return self._rows(
+            "SELECT account, version FROM secrets WHERE expires_at <= ? ORDER BY expires_at LIMIT 1000", (now,)
+        )
+
+    def signing_keys(self) -> list[KeyRow]:
+        rows = self._rows("SELECT kid, alg, state, created_at FROM signing_keys ORDER BY created_at, kid")
+        return [KeyRow(*row) for row in rows]

@@ -1,0 +1,360 @@
+"""The composition root: settings → a running service, each resource opened and closed in one place.
+
+What is opened first is closed last: the lock, the log, the keys, the hash pool, the routes.
+"""
+
+import asyncio
+import fcntl
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Any
+
+import attrs
+import structlog
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
+from aiohttp.web_protocol import _ErrInfo
+
+from events.codec import timestamp
+from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
+from events.records import KeyActivated, KeyCreated, ServiceStarted, ServiceStopped
+from events.sqlite import SqliteReader, SqliteStore
+from service import logs
+from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
+from service.config import Settings
+from service.contract import Answers
+from service.handler import (
+    PATHS,
+    AuthHandler,
+    edge,
+    expect_continue,
+    log_fault,
+    method_not_allowed,
+    refused_by_parser,
+)
+from service.keys import KeyRing, create_signing_key, load_signing_key, secrets_key
+from service.model import TokenProfile
+from service.pipeline import Deps
+from service.verifier import HashParameters, RememberedSecrets, SecretHasher
+
+RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
+GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
+LINGERING_SECONDS = 2.0  # what is left of a refused body is read this long, so that the caller sees the answer
+
+SETTINGS = web.AppKey("SETTINGS", Settings)
+CLOCK: web.AppKey[Callable[[], int]] = web.AppKey("CLOCK")
+LOG = web.AppKey("LOG", EventLog)
+READER = web.AppKey("READER", SqliteReader)
+KEYS = web.AppKey("KEYS", KeyRing)
+ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
+DEPS = web.AppKey("DEPS", Deps)
+
+
+class DirectoryInUse(Exception):
+    """Another service runs on `storage.directory`."""
+
+
+class CannotListen(Exception):
+    """The address cannot be listened on; the text names it."""
+
+
+def wall_clock() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def hash_parameters(settings: Settings) -> HashParameters:
+    secrets = settings.secrets
+    return HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism)
+
+
+def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.Application:
+    """The service, not yet started. Starting it raises `DirectoryInUse`, `StoreError`, `KeyFileError`."""
+    app = web.Application()
+    app[SETTINGS] = settings
+    app[CLOCK] = clock
+    app.cleanup_ctx.extend([_directory, _log, _keys, _accounts, _retirement])
+    app.on_startup.append(_routes)
+    return app
+
+
+async def _directory(app: web.Application) -> AsyncIterator[None]:
+    directory = app[SETTINGS].storage.directory
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"cannot open {directory}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DirectoryInUse(f"another service runs on {directory}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _log(app: web.Application) -> AsyncIterator[None]:
+    settings, clock = app[SETTINGS], app[CLOCK]
+    store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
+    log = app[LOG] = EventLog(store, clock, max_pending=settings.audit.max_pending_events, on_fault=log_fault)
+    await log.start(owns_attempts=True)
+    try:
+        started = ServiceStarted(
+            recorded_at=timestamp(clock()), version=version("hubler-auth"), sqlite_version=store.sqlite_version
+        )
+        await log.commit([started])
+        app[READER] = SqliteReader(settings.database)
+        yield
+        app[READER].close()
+        # Where the log cannot be written any more, the next start closes what is open.
+        with suppress(LogUnavailable, StoreError):
+            await log.close_open_attempts()
+            await log.commit([ServiceStopped(recorded_at=timestamp(clock()))])
+    finally:
+        await log.stop()
+
+
+async def _keys(app: web.Application) -> AsyncIterator[None]:
+    settings, now = app[SETTINGS], app[CLOCK]()
+    alg = settings.tokens.algorithm
+    active = next((row for row in app[READER].signing_keys() if row.state == "active" and row.alg == alg), None)
+    if active is not None:
+        key = load_signing_key(settings.keys_directory, active.kid, alg)
+    else:
+        # A crash here leaves a key file that no token was ever signed with.
+        key = await asyncio.to_thread(create_signing_key, settings.keys_directory, alg)
+        at = timestamp(now)
+        events = [KeyCreated(recorded_at=at, kid=key.kid, alg=alg), KeyActivated(recorded_at=at, kid=key.kid, alg=alg)]
+        write = Write("activate_new_key", {"kid": key.kid, "alg": alg, "now": now})
+        if await app[LOG].commit(events, write=write) is not Outcome.DONE:
+            raise StoreError(f"cannot write the signing key's row in {settings.database}")
+    app[KEYS] = KeyRing(key)
+    yield
+
+
+async def _accounts(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    secrets = settings.secrets
+    hasher = SecretHasher(
+        secrets_key(settings.keys_directory),
+        hash_parameters(settings),
+        workers=secrets.hash_workers,
+        queue=secrets.hash_queue,
+    )
+    remembered = RememberedSecrets(secrets.cache_entries, secrets.cache_ttl_seconds)
+    uniform = settings.http.account_errors == "uniform"
+    app[ACCOUNTS] = Accounts(app[READER], hasher, remembered, app[CLOCK], uniform=uniform)
+    app[DEPS] = Deps(
+        log=app[LOG],
+        accounts=app[ACCOUNTS],
+        keys=app[KEYS],
+        profile=TokenProfile(settings.issuer, settings.audience, settings.tokens.ttl_seconds),
+        answers=Answers(settings.http.server_error_status, uniform=uniform),
+        now=app[CLOCK],
+    )
+    yield
+    hasher.close()
+
+
+async def _retirement(app: web.Application) -> AsyncIterator[None]:
+    async def retire() -> None:
+        while True:
+            # A log that is not there now will be; until then expired secrets are refused all the same.
+            with suppress(LogUnavailable, StoreError):
+                await retire_expired(app[LOG], app[READER], app[CLOCK])
+            await asyncio.sleep(RETIRE_SECONDS)
+
+    task = asyncio.create_task(retire())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _routes(app: web.Application) -> None:
+    handler = AuthHandler(app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds)
+    for path in PATHS:
+        resource = app.router.add_resource(path)
+        resource.add_route("POST", handler.post, expect_handler=expect_continue)
+        resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
+
+
+# -- HTTP -----------------------------------------------------------------------------
+
+
+class _Connection(web.RequestHandler):
+    """A connection whose parser's refusals are the contract's too; a middleware never sees those."""
+
+    _body: StreamReader = EMPTY_PAYLOAD  # of the newest request
+
+    def data_received(self, data: bytes) -> None:
+        # The parser that finds a bad chunk drops the request with it, where both came in one packet.
+        end = data.find(b"\r\n\r\n") + 4
+        if end > 3 and b"chunked" in data[:end].lower():
+            self._receive(data[:end])
+            data = data[end:]
+        self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if not isinstance(message, _ErrInfo):
+                self._body = body
+            elif not self._body.is_eof():
+                # It speaks of this body and not of a next request. aiohttp leaves the body's reader waiting.
+                self._messages.pop()
+                self._break_body(message.exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own may return it
+        """A caller that has said all it will still listens; aiohttp would hang up on it."""
+        unanswered = self._waiter is None  # else it waits for a next request
+        if unanswered:
+            if not self._body.is_eof():
+                self._break_body(ConnectionResetError())
+            self.close()  # behind the answer
+        return unanswered
+
+    def close(self) -> None:
+        """Hear no more; but for the rest of a body that a handler is reading, which `shutdown` waits for."""
+        if not self._is_reading():
+            super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  (the signature is aiohttp's)
+        """Let a request finish arriving, and its answer leave, for at most so many seconds; then end."""
+        if self._is_reading():
+            self._handler_waiter = self._loop.create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._handler_waiter
+            except TimeoutError:
+                self._handler_waiter = None
+                self._break_body(ConnectionResetError())
+        await super().shutdown(timeout)
+
+    def _is_reading(self) -> bool:
+        return self._request_in_progress and not self._body.is_eof()
+
+    def _break_body(self, error: BaseException) -> None:
+        # In this order: what only waits for the end, after an answer, takes an exception for a fault.
+        self._body.feed_eof()
+        self._body.set_exception(error)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        return refused_by_parser(request.remote, exc)
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        settings = self.app[SETTINGS]
+        unexpected = self.app[DEPS].answers.row("unexpected")
+        handle: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
+        return _Server(
+            edge(handle, unexpected),  # type: ignore[arg-type]  # an application's requests are `web.Request`
+            request_factory=made.request_factory,
+            handler_cancellation=False,  # an attempt whose caller left is still walked to its end
+            auto_decompress=False,
+            access_log=None,
+            keepalive_timeout=settings.http.keepalive_timeout_seconds,
+            lingering_time=LINGERING_SECONDS,
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises `CannotListen`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return bound
+
+
+class Service:
+    """A service that answers from `start` to `stop`."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], int] = wall_clock) -> None:
+        self._given = settings
+        self._clock = clock
+
+    async def start(self) -> None:
+        """Raises `CannotListen`, `DirectoryInUse`, `StoreError`, `KeyFileError`."""
+        bound = listen(self._given.http.host, self._given.http.port)
+        try:
+            # Port 0 asks for any: from here on the settings say which.
+            http = attrs.evolve(self._given.http, port=bound.getsockname()[1])
+            self.settings = attrs.evolve(self._given, http=http)
+            self.app = make_app(self.settings, self._clock)
+            self._runner = _Runner(self.app, shutdown_timeout=self.settings.http.shutdown_timeout_seconds)
+            try:
+                await self._runner.setup()
+                await web.SockSite(self._runner, bound, backlog=1024).start()
+            except BaseException:
+                await self._runner.cleanup()
+                raise
+        except BaseException:
+            bound.close()
+            raise
+        structlog.get_logger().info(
+            "service.started",
+            version=version("hubler-auth"),
+            address=f"http://{self.settings.http.host}:{self.settings.http.port}",
+            directory=str(self.settings.storage.directory),
+        )
+
+    async def stop(self) -> None:
+        """Finish what is in flight, then close everything."""
+        await self._runner.cleanup()
+        structlog.get_logger().info("service.stopped")
+
+    async def add_example_account(self) -> None:
+        """Make sure that the contract's example account is there."""
+        desk = AccountDesk(self.app[LOG], self.app[READER], self._clock)
+        with suppress(AccountExists):
+            await desk.add(EXAMPLE_ACCOUNT, claim_window_seconds=self.settings.accounts.claim_window_seconds)
+
+
+async def serve(settings: Settings, ready: Callable[[Service], Awaitable[None]]) -> None:
+    """Run until SIGINT or SIGTERM; `ready` is called once the service answers. Raises what `Service.start` does."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.loop_exception)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    service = Service(settings)
+    await service.start()
+    # What lives as long as the process need not be looked through for garbage at every turn.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 100)
+    try:
+        await ready(service)
+        await stopped.wait()
+    finally:
+        await service.stop()

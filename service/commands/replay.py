@@ -1,0 +1,492 @@
+"""`hubler-auth replay`: what the log says, on the live database beside a running service.
+
+Reads in short pages, so that no length of log needs memory and no reader holds up the
+writer. What an argument says is never repeated unless it is a well-formed id: it could be
+a token.
+"""
+
+import asyncio
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import orjson
+import typer
+from rich.progress import Progress
+
+from events.codec import timestamp, type_of
+from events.export.rows import FORMATS
+from events.log import EventLog, LogUnavailable, StoreError
+from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported
+from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
+from events.sqlite import PAGE, SqliteReader, SqliteStore
+from events.verify import Report, verify
+from service.accounts import operator
+from service.app import wall_clock
+from service.commands.console import (
+    ConfigOption,
+    Exit,
+    Following,
+    Format,
+    FormatOption,
+    Row,
+    error_console,
+    fail,
+    root,
+    say,
+    settings,
+    write_rows,
+)
+from service.config import Settings, parse_duration
+from service.contract import TABLE
+
+app = typer.Typer(
+    help="Read the audit log: explain, list, verify, rebuild, export.", no_args_is_help=True, callback=root
+)
+
+ATTEMPT_COLUMNS = (
+    "seq",
+    "recorded_at",
+    "request_id",
+    "account",
+    "user_id",
+    "outcome",
+    "stage",
+    "reason",
+    "status",
+    "duration_us",
+)
+EVENT_COLUMNS = ("seq", "recorded_at", "type", "request_id", "account", "user_id", "stage", "reason")
+ACCOUNT_COLUMNS = ("account", "status", "created_at", "claim_until", "secret_version", "live_secrets")
+VERIFY_COLUMNS = ("holds", "events", *TERMINAL.values(), "open", "fault_seq", "fault")
+
+FOLLOW_SECONDS = 0.2
+NAMED_OPEN_ATTEMPTS = 10
+
+
+def _account(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{24}", text):
+        raise typer.BadParameter("an account is 24 hex digits")
+    return text.lower()
+
+
+def _time(text: str) -> int:
+    """Microseconds since 1970, from a date, a date and time, or a duration that counts back from now."""
+    with suppress(ValueError):
+        return max(wall_clock() - round(parse_duration(text) * 1_000_000), 0)
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            'must be a time such as "2026-01-31", "2026-01-31T12:00:00Z", or "24h" for a day ago'
+        ) from None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=UTC)
+    return max((parsed - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1), 0)
+
+
+def _one_of(legal: Iterable[str]) -> Callable[[str], str]:
+    names = sorted(set(legal))
+
+    def read_name(text: str) -> str:
+        if text not in names:
+            raise typer.BadParameter(f"must be one of {', '.join(names)}")
+        return text
+
+    return read_name
+
+
+# -- explain --------------------------------------------------------------------------
+
+
+@app.command("explain")
+def explain_(
+    context: typer.Context,
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="X-Request-ID, or a token's jti.")],
+    config: ConfigOption = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """What became of one request, and why: a sentence and a timeline."""
+    wanted = request_id.strip().replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{32}", wanted):
+        fail(Exit.NOT_FOUND, "a request id is 32 hex digits, as in X-Request-ID or a token's jti; there is no other")
+    with _log_of(settings(context, config)) as reader:
+        rows, over = _rows_of(reader, wanted)
+    if not rows:
+        fail(Exit.NOT_FOUND, f"there is no request {wanted}")
+    found = explain(wanted, rows, over=over)
+    if format is Format.JSON:
+        events = [{"seq": seq, **orjson.loads(body)} for seq, body in rows if _is_event(seq, body)]
+        _print_json(
+            {
+                "verdict": found.verdict,
+                "request_id": wanted,
+                "outcome": found.outcome,
+                "fault": _fault_members(found.fault),
+                "events": events,
+            }
+        )
+    elif format is Format.TABLE:
+        print(found.verdict + "\n")
+        columns = ["offset" if column == "offset_us" else column for column in TIMELINE]
+        write_rows([{**line, "offset": _milliseconds(line["offset_us"])} for line in found.timeline], columns, format)
+    else:
+        write_rows(found.timeline, TIMELINE, format)
+    if found.fault is not None:
+        _fail(found.fault)
+
+
+def _rows_of(reader: SqliteReader, request_id: str) -> tuple[list[tuple[int, bytes]], bool]:
+    """The events of a request in order, and whether its service stopped or another started before it ended."""
+    start = reader.attempt_start(request_id)
+    if start is None:
+        return [], False
+    mark = f'"request_id":"{request_id}"'.encode()
+    rows: list[tuple[int, bytes]] = []
+    over = False
+    for page in reader.pages(start, reader.size()):
+        for seq, body, *_ in page:
+            if seq == start or mark in body:
+                rows.append((seq, body))
+            elif type_of(body) in ("service.started", "service.stopped"):
+                over = True
+        if any(type_of(body) in TERMINAL for _, body in rows):
+            break  # what comes in later pages is for `verify` to find
+    return rows, over
+
+
+def _is_event(seq: int, body: bytes) -> bool:
+    try:
+        read(seq, body)
+    except Fault:
+        return False
+    return True
+
+
+def _milliseconds(microseconds: str | int | None) -> str | None:
+    return None if microseconds is None else f"{int(microseconds) / 1000:+.3f} ms"
+
+
+# -- list -----------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    account: Annotated[str | None, typer.Option("--account", metavar="ID", parser=_account)] = None,
+    outcome: Annotated[
+        str | None,
+        typer.Option("--outcome", metavar="|".join(TERMINAL.values()), parser=_one_of(TERMINAL.values())),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help=f"{', '.join(STAGES)}.", parser=_one_of(STAGES))
+    ] = None,
+    reason: Annotated[
+        str | None,
+        typer.Option(
+            "--reason", metavar="CODE", help="Why not granted.", parser=_one_of(line.reason for line in TABLE)
+        ),
+    ] = None,
+    type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="List events of this type instead.", parser=_one_of(BY_TYPE)),
+    ] = None,
+    since: Annotated[
+        int | None,
+        typer.Option("--since", metavar="TIME", help="RFC 3339, or 15m, 24h, 7d: so long ago.", parser=_time),
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option("--until", metavar="TIME", help="As --since; both are included.", parser=_time)
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="The newest N alone.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as events come, until Ctrl-C.")] = False,
+    config: ConfigOption = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Attempts that have ended, or events of one type, one a row, oldest first."""
+    if follow and format is Format.JSON:
+        fail(Exit.USAGE, "one JSON array never ends while following: use --format ndjson")
+    types = {type} if type else set(TERMINAL)
+    wanted = Filter(
+        types=frozenset(tag for tag in types if outcome is None or TERMINAL.get(tag) == outcome),
+        account=account,
+        stage=stage,
+        reason=reason,
+        since=None if since is None else timestamp(since),
+        until=None if until is None else timestamp(until),
+    )
+    columns = EVENT_COLUMNS if type else ATTEMPT_COLUMNS
+    with _log_of(settings(context, config)) as reader:
+        end = reader.size()
+        events = wanted.select(_forward(reader, 0, end, _indexed(wanted)))
+        if limit is not None:
+            events = reversed(list(islice(wanted.select(_backward(reader, end, _indexed(wanted))), limit)))
+        if not follow:
+            write_rows((row(seq, event, columns) for seq, event in events), columns, format)
+            return
+        coming = wanted.select(_coming(reader, end))
+        with suppress(KeyboardInterrupt):
+            write_rows(Following(row(seq, event, columns) for seq, event in chain(events, coming)), columns, format)
+
+
+def _indexed(wanted: Filter) -> str | None:
+    """The account, where its index has every event that is wanted: not one in the midst of an attempt."""
+    midst = {tag for tag in wanted.types if issubclass(BY_TYPE[tag], AttemptEvent) and tag not in TERMINAL}
+    return None if midst else wanted.account
+
+
+def _forward(reader: SqliteReader, first: int, end: int, account: str | None = None) -> Iterator[tuple[int, bytes]]:
+    if account is None:
+        for page in reader.pages(first, end):
+            yield from ((seq, body) for seq, body, *_ in page)
+        return
+    while rows := reader.account_rows(account, first, end, PAGE):
+        yield from rows
+        first = rows[-1][0] + 1
+
+
+def _backward(reader: SqliteReader, end: int, account: str | None) -> Iterator[tuple[int, bytes]]:
+    def before(end: int) -> list[tuple[int, bytes]]:
+        if account is None:
+            return reader.log_rows_before(end, PAGE)
+        return reader.account_rows_before(account, end, PAGE)
+
+    while rows := before(end):
+        yield from rows
+        end = rows[-1][0]
+
+
+def _coming(reader: SqliteReader, end: int) -> Iterator[tuple[int, bytes]]:
+    while True:
+        size = reader.size()
+        yield from _forward(reader, end, size)
+        end = size
+        time.sleep(FOLLOW_SECONDS)
+
+
+# -- verify ---------------------------------------------------------------------------
+
+
+@app.command("verify")
+def verify_(context: typer.Context, config: ConfigOption = None, format: FormatOption = Format.TABLE) -> None:
+    """Whether the log holds from its first event to its last; names the first that does not."""
+    with _log_of(settings(context, config)) as reader:
+        report = _verified(reader)
+    attempts, open_attempts = report.replay.attempts, list(report.replay.open)
+    if format is Format.JSON:
+        _print_json(
+            {
+                "holds": report.fault is None,
+                "events": report.events,
+                "attempts": attempts,
+                "open": open_attempts,
+                "fault": _fault_members(report.fault),
+            }
+        )
+    elif format is Format.TABLE:
+        counts: list[Row] = [{"count": report.events, "what": "events"}]
+        counts += [{"count": count, "what": f"attempts {outcome}"} for outcome, count in attempts.items()]
+        write_rows(counts, ("count", "what"), format)
+        for request_id in open_attempts[:NAMED_OPEN_ATTEMPTS]:
+            print(f"open: {request_id}")
+        if len(open_attempts) > NAMED_OPEN_ATTEMPTS:
+            print(f"and {len(open_attempts) - NAMED_OPEN_ATTEMPTS} more")
+        print("The log holds." if report.fault is None else f"The log does not hold: {report.fault}.")
+    else:
+        fault = _fault_members(report.fault) or {"seq": None, "what": None}
+        line: Row = {
+            "holds": "yes" if report.fault is None else "no",
+            "events": report.events,
+            **attempts,
+            "fault_seq": fault["seq"],
+            "fault": fault["what"],
+        }
+        write_rows([line], VERIFY_COLUMNS, format)
+    if report.fault is not None:
+        _fail(report.fault)
+
+
+def _verified(reader: SqliteReader) -> Report:
+    console = error_console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("reading", total=None)
+        return verify(reader, lambda done, size: progress.update(task, completed=done, total=size))
+
+
+# -- state ----------------------------------------------------------------------------
+
+
+@app.command()
+def state(
+    context: typer.Context,
+    at: Annotated[
+        int | None,
+        typer.Option("--at", metavar="TIME", help="As things stood then. RFC 3339, or 24h: a day ago.", parser=_time),
+    ] = None,
+    config: ConfigOption = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
+    """Accounts, keys and counts, rebuilt from events alone; without --at also compared with the tables."""
+    fault = None
+    with _log_of(settings(context, config)) as reader:
+        if at is not None:
+            replay = _replay_until(reader, timestamp(at))
+        else:
+            report = _verified(reader)
+            replay, fault = report.replay, report.fault
+    now = wall_clock() if at is None else at
+    accounts = [_account_members(replay, account, now) for account in sorted(replay.accounts)]
+    rows = [{**account, "live_secrets": _in_words(account["live_secrets"])} for account in accounts]
+    keys: list[Row] = [
+        {"kid": key.kid, "alg": key.alg, "state": key.state, "created_at": timestamp(key.created_at)}
+        for key in replay.keys.values()
+    ]
+    if format is Format.JSON:
+        _print_json(
+            {
+                "at": timestamp(now),
+                "events": dict(replay.events),
+                "attempts": replay.attempts,
+                "reasons": dict(replay.reasons),
+                "accounts": accounts,
+                "keys": keys,
+            }
+        )
+    elif format is Format.TABLE:
+        write_rows(_counts(replay), ("count", "what"), format)
+        for blocks, columns in ((keys, ("kid", "alg", "state", "created_at")), (rows, ACCOUNT_COLUMNS)):
+            print()
+            write_rows(blocks, columns, format)
+    else:
+        write_rows(rows, ACCOUNT_COLUMNS, format)
+    if fault is not None:
+        _fail(fault)
+
+
+def _replay_until(reader: SqliteReader, until: str) -> Replay:
+    replay = Replay(reader.attempt_start)
+    for seq, body in _forward(reader, 0, reader.size()):
+        event = read(seq, body)
+        if event.recorded_at <= until:
+            # Where the clock once stepped back, the cut may part a change from what it changes.
+            with suppress(Fault):
+                replay.apply(seq, event)
+    return replay
+
+
+def _account_members(replay: Replay, account: str, now: int) -> dict[str, Any]:
+    found = replay.accounts[account]
+    return {
+        "account": found.account,
+        "status": found.status,
+        "created_at": timestamp(found.created_at),
+        "claim_until": None if found.claim_until is None else timestamp(found.claim_until),
+        "secret_version": found.secret_version,
+        "live_secrets": [
+            {"version": version, "expires_at": None if end is None else timestamp(end)}
+            for version, end in sorted(found.live_secrets(now).items())
+        ],
+    }
+
+
+def _in_words(secrets: Sequence[dict[str, Any]]) -> str | None:
+    ends = (f" until {secret['expires_at']}" if secret["expires_at"] else "" for secret in secrets)
+    return ", ".join(f"{secret['version']}{end}" for secret, end in zip(secrets, ends, strict=True)) or None
+
+
+def _counts(replay: Replay) -> list[Row]:
+    counts: list[Row] = [{"count": replay.events.total(), "what": "events"}]
+    for kind, found in (("events", replay.events), ("attempts", replay.attempts), ("denied for", replay.reasons)):
+        counts += [{"count": count, "what": f"{kind} {name}"} for name, count in found.items()]
+    return counts
+
+
+# -- export ---------------------------------------------------------------------------
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    format: Annotated[Format, typer.Option("--format", help="ndjson or csv.")] = Format.NDJSON,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Readable by its owner alone; else stdout.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Every event there is now, byte for byte; that it left goes on record."""
+    if format not in FORMATS:
+        fail(Exit.USAGE, f"an export is {' or '.join(FORMATS)}")
+    chosen = settings(context, config)
+    with _log_of(chosen) as reader:
+        size = reader.size()
+        lines = FORMATS[format](_forward(reader, 0, size))
+        if output is None:
+            sys.stdout.buffer.writelines(lines)
+            sys.stdout.buffer.flush()
+        else:
+            _write(output, lines)
+    event = AuditExported(recorded_at=timestamp(wall_clock()), format=format, events=size, operator=operator())
+    try:
+        asyncio.run(_put_on_record(chosen, event))
+    except (StoreError, LogUnavailable):
+        say(f"That this was exported is not on record: {chosen.database} cannot be written.")
+
+
+def _write(output: Path, lines: Iterable[bytes]) -> None:
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):  # never a device's mode
+                os.fchmod(descriptor, 0o600)
+            file.writelines(lines)
+    except OSError as error:
+        fail(Exit.USAGE, f"cannot write {output}: {error.strerror}")
+
+
+async def _put_on_record(chosen: Settings, event: AuditExported) -> None:
+    store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+    log = EventLog(store, wall_clock)
+    await log.start(owns_attempts=False)
+    try:
+        await log.commit([event])
+    finally:
+        await log.stop()
+
+
+# -- shared ---------------------------------------------------------------------------
+
+
+@contextmanager
+def _log_of(chosen: Settings) -> Iterator[SqliteReader]:
+    """The log, open for reading; ends the command where it cannot be read or does not hold."""
+    try:
+        reader = SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+        try:
+            yield reader
+        finally:
+            reader.close()
+    except StoreError as error:
+        fail(Exit.UNREADABLE, str(error))
+    except Fault as fault:
+        _fail(fault)
+
+
+def _fail(fault: Fault) -> NoReturn:
+    fail(Exit.BROKEN, f"the log does not hold: {fault}")
+
+
+def _fault_members(fault: Fault | None) -> dict[str, str | int | None] | None:
+    return None if fault is None else {"seq": fault.seq, "what": fault.what}
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))

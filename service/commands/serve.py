@@ -1,0 +1,70 @@
+"""`hubler-auth serve`: run the service until it is told to stop."""
+
+import ipaddress
+import shlex
+import socket
+from typing import Annotated
+
+import typer
+import uvloop
+
+from events.log import LogUnavailable, StoreError
+from service import logs
+from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
+from service.app import CannotListen, DirectoryInUse, Service, serve
+from service.commands.console import ConfigOption, Exit, fail, say, settings
+from service.config import Settings
+from service.handler import PATHS
+from service.keys import KeyFileError
+
+
+def command(
+    context: typer.Context,
+    quickstart: Annotated[
+        bool, typer.Option("--quickstart", help="Make sure that the example account exists, and print how to use it.")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Run the service until Ctrl-C or SIGTERM."""
+    chosen = settings(context, config)
+    if quickstart and not _is_loopback(chosen.http.host):
+        fail(Exit.USAGE, f"--quickstart lets anybody claim the example account: {chosen.http.host} is not loopback")
+    stop_logging = logs.start(chosen.logs.format)
+    try:
+        _run(chosen, quickstart)
+    except (CannotListen, DirectoryInUse) as error:
+        fail(Exit.USAGE, str(error))
+    except (StoreError, KeyFileError) as error:
+        fail(Exit.UNREADABLE, str(error))
+    except LogUnavailable:
+        fail(Exit.UNREADABLE, f"{chosen.database} cannot be written")
+    finally:
+        stop_logging()
+
+
+def _run(chosen: Settings, quickstart: bool) -> None:
+    async def ready(service: Service) -> None:
+        if quickstart:
+            await service.add_example_account()
+            _print_example(service.settings)
+
+    uvloop.run(serve(chosen, ready))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
+
+
+def _print_example(chosen: Settings) -> None:
+    # The caller's X-Request-ID is not the key of the record, so the line cannot name it in advance.
+    body = f'{{"account": "{EXAMPLE_ACCOUNT}", "secret": "{EXAMPLE_SECRET}"}}'
+    host = f"[{chosen.http.host}]" if ":" in chosen.http.host else chosen.http.host
+    url = f"http://{host}:{chosen.http.port}{PATHS[0]}"
+    say("\nGet a token; the answer's X-Request-ID names its record:\n")
+    say(f"curl -i {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n")
+    say("Then see every step of it, in another terminal:\n")
+    say("scripts/replay.py explain REQUEST_ID\n")

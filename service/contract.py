@@ -1,0 +1,99 @@
+"""The error table of the contract, as one table: reason code → status, `error`, text.
+
+The one place where a reason becomes an answer. Knows no HTTP beyond the status.
+"""
+
+import json
+
+from attrs import frozen
+
+REALM = "hubler-auth"
+
+
+@frozen
+class Row:
+    """A row of the table. `stages` are where it can arise, none meaning before or beside them."""
+
+    stages: tuple[str, ...]
+    reason: str
+    status: int
+    error: str
+    description: str  # "{name}" stands for the parameter at fault, in quotes
+
+
+_V, _A, _S = ("validate",), ("verify_account",), ("store_secret",)
+_UNAUTHENTICATED = "User authentication failed, such as if the request contains an invalid account or secret."
+_MISSING = 'The request is missing an "accountid" so the server can\'t proceed with the request.'
+_MISSING_SECRET = 'The request is missing a "secret" so the server can\'t proceed with the request.'
+_GENERATING = "Error in generating auth token!"
+
+# fmt: off
+TABLE: tuple[Row, ...] = (
+    Row(_V, "body_too_large",          413, "Validation", "The request body is too large."),
+    Row(_V, "content_type",            415, "Validation", "The request body must be application/json."),
+    Row(_V, "body_incomplete",         400, "Validation", "The request body did not arrive whole."),
+    Row(_V, "body_not_json",           400, "Validation", "The request body must be a JSON object."),
+    Row(_V, "repeated_parameter",      400, "Validation", "The request repeats the parameter {name}."),
+    Row(_V, "unsupported_parameter",   400, "Validation", "The request includes an unsupported parameter {name}."),
+    Row(_V, "missing_account",         400, "Validation", _MISSING),
+    Row(_V, "missing_secret",          400, "Validation", _MISSING_SECRET),
+    Row(_V, "account_not_object_id",   400, "Validation", "The account must be object id."),
+    Row(_V, "secret_not_string",       400, "Validation", "The secret must be str"),
+    Row(_V, "secret_length",           400, "Validation", "The secret must be 1 to 1024 bytes."),
+    Row(_V, "user_id_not_object_id",   400, "Validation", "The user_id must be object id."),
+    Row(_A, "account_not_found",       400, "Validation", "The account not found!"),
+    Row(_A, "account_suspended",       401, "Validation", _UNAUTHENTICATED),
+    Row(_A, "claim_closed",            401, "Validation", _UNAUTHENTICATED),
+    Row(_A, "secret_mismatch",         401, "Validation", _UNAUTHENTICATED),
+    Row(_A, "lookup_failed",           400, "Error", "Error in validating account while generating token!"),
+    Row(("build_payload",), "payload_failed", 400, "Error", "Error in preparing token payload!"),
+    Row(("encode",), "encode_failed",  400, "Error", "Error in encoding token!"),
+    Row(_S, "claim_lost",              401, "Validation", _UNAUTHENTICATED),
+    Row(_S, "secret_derive_failed",    400, "Error", "Error in storing secret!"),
+    Row(_S, "secret_write_failed",     400, "Error", "Error in storing secret!"),
+    Row((), "unexpected",              400, "Error", _GENERATING),
+    Row((), "audit_unavailable",       400, "Error", _GENERATING),
+    Row(_A + _S, "overloaded",         503, "Error", _GENERATING),
+)
+# fmt: on
+
+# Answers that are no row of the table: the request never got as far as a stage.
+NOT_FOUND = Row((), "not_found", 404, "Validation", "There is nothing at this path.")
+METHOD_NOT_ALLOWED = Row((), "method_not_allowed", 405, "Validation", "The method must be POST.")
+UNPARSABLE = Row((), "unparsable", 400, "Validation", "The request is not valid HTTP.")
+
+RETRY_AFTER_SECONDS = 1  # a full hash queue drains in about this order of time
+
+
+class Answers:
+    """The table as one operator configured it.
+
+    `server_error_status` replaces 400 on rows whose `error` is `Error`; with `uniform`,
+    an unknown account is answered as a wrong secret is.
+    """
+
+    def __init__(self, server_error_status: int = 400, *, uniform: bool = False) -> None:
+        rows = {row.reason: row for row in TABLE}
+        if uniform:
+            rows["account_not_found"] = rows["secret_mismatch"]
+        self._rows = {
+            reason: Row(
+                row.stages,
+                row.reason,
+                server_error_status if row.error == "Error" and row.status == 400 else row.status,
+                row.error,
+                row.description,
+            )
+            for reason, row in rows.items()
+        }
+
+    def row(self, reason: str) -> Row:
+        return self._rows[reason]
+
+
+def body(row: Row, detail: str | None = None) -> dict[str, str]:
+    """The two members of an error's answer. `detail`, a parameter's name, is cut to 64 characters and escaped."""
+    description = row.description
+    if detail is not None:
+        description = description.replace("{name}", json.dumps(detail[:64]))
+    return {"error": row.error, "error_description": description}

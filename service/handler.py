@@ -1,0 +1,198 @@
+"""POST /auth: bytes in, a row of the contract's table out; and the answers around it.
+
+Everything HTTP says about an attempt is decided here: how a body is read, what of its
+headers goes on record, how an answer looks. Nothing of a request is ever logged.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import orjson
+import structlog
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+from attrs import field, frozen
+
+from service import contract
+from service.contract import Row
+from service.model import RawRequest
+from service.pipeline import Answer, Arrival, Deps, authenticate
+
+PATHS = ("/auth", "/auth/", "/public-api/auth", "/public-api/auth/")
+MAX_BODY_BYTES = 8192  # contract, section 1
+
+_CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values; a later version may append fields.
+_TRACEPARENT = re.compile(
+    r"(?!ff)(?:00|(?!00)([0-9a-f]{2}))-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?(1)(?:-.*)?)"
+)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Type": "application/json",
+    "Server": "hubler-auth",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class _Randomness:
+    """The system's randomness, fetched for many ids at once: each fetch gives up the GIL."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+
+    def take(self, size: int) -> int:
+        if len(self._pool) < size:
+            self._pool = os.urandom(256 * size)
+        taken, self._pool = self._pool[:size], self._pool[size:]
+        return int.from_bytes(taken)
+
+
+_randomness = _Randomness()
+
+
+def new_request_id() -> str:
+    """A UUIDv7 (RFC 9562) as 32 hex digits: sorts by time to the millisecond, 74 random bits."""
+    random = _randomness.take(10)
+    high = (time.time_ns() // 1_000_000) << 16 | 0x7000 | random >> 68
+    low = 0b10 << 62 | random & (1 << 62) - 1
+    return f"{high:016x}{low:016x}"
+
+
+def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
+    """The answer for a row of the table, or one beside it."""
+    headers = _HEADERS | {"X-Request-ID": request_id}
+    if row.status == 401:
+        headers["WWW-Authenticate"] = f'Bearer realm="{contract.REALM}"'
+    if row.status == 405:
+        headers["Allow"] = "POST"
+    if row.status == 503:
+        headers["Retry-After"] = str(contract.RETRY_AFTER_SECONDS)
+    return web.Response(status=row.status, body=orjson.dumps(contract.body(row, detail)), headers=headers)
+
+
+@frozen
+class AuthHandler:
+    """`POST /auth` under all of its paths. `clock` is in microseconds since 1970."""
+
+    deps: Deps
+    clock: Callable[[], int]
+    body_timeout_seconds: float
+    _log: structlog.typing.FilteringBoundLogger = field(factory=lambda: structlog.get_logger().bind(), init=False)
+
+    async def post(self, request: web.Request) -> web.Response:
+        arrival = self._arrival(request)
+        raw = await _read(request, self.body_timeout_seconds)
+        found = await authenticate(raw, arrival, self.deps)
+        _log(self._log, arrival.request_id, found)
+        if found.row is None:
+            body = b'{"status":"success","token":"%b"}' % found.token.encode("ascii")
+            return web.Response(body=body, headers=_HEADERS | {"X-Request-ID": arrival.request_id})
+        response = answer(found.row, arrival.request_id, found.detail)
+        if raw.too_large or not raw.complete:
+            response.force_close()  # where this request ends and the next begins, nobody has seen
+        return response
+
+    def _arrival(self, request: web.Request) -> Arrival:
+        headers = request.headers
+        client_request_id = headers.get("X-Request-ID", "")
+        traceparent = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        return Arrival(
+            request_id=new_request_id(),
+            at_us=self.clock(),
+            monotonic_ns=time.monotonic_ns(),
+            route=request.path,
+            client_address=str(request.remote),
+            client_request_id=client_request_id if _CLIENT_REQUEST_ID.fullmatch(client_request_id) else None,
+            trace_id=None if traceparent is None else traceparent[2],
+        )
+
+
+async def _read(request: web.Request, timeout_seconds: float) -> RawRequest:
+    content_type = tuple(request.headers.getall("Content-Type", ()))
+    content_encoding = tuple(request.headers.getall("Content-Encoding", ()))
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        return RawRequest(b"", content_type, content_encoding, too_large=True)
+    body = b""
+    try:
+        if request.content.is_eof():
+            body = request.content.read_nowait()
+        else:
+            async with asyncio.timeout(timeout_seconds):
+                while len(body) <= MAX_BODY_BYTES and (chunk := await request.content.readany()):
+                    body += chunk
+        complete = request.content.exception() is None
+    except (HttpProcessingError, OSError, TimeoutError):
+        complete = False
+    return RawRequest(body, content_type, content_encoding, too_large=len(body) > MAX_BODY_BYTES, complete=complete)
+
+
+def _log(log: structlog.typing.FilteringBoundLogger, request_id: str, found: Answer) -> None:
+    write = log.info
+    more: dict[str, str] = {}
+    if found.claimed:
+        write = log.warning
+        more["action"] = "claimed"
+    if found.fault is not None:
+        write = log.error
+        more["exception"] = type(found.fault).__name__
+    write(
+        "auth",
+        request_id=request_id,
+        account=found.account,
+        outcome=found.outcome,
+        stage=found.stage,
+        reason=found.reason,
+        status=found.status,
+        duration_ms=found.duration_us / 1000,
+        **more,
+    )
+
+
+async def expect_continue(request: web.Request) -> None:
+    """Ask for the body where the caller waits to be asked, and it is one that will be read."""
+    # Callers of HTTP/1.0 do not know of it: RFC 9110, section 10.1.1.
+    expected = request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
+    if expected and (request.content_length or 0) <= MAX_BODY_BYTES:
+        with suppress(ConnectionError):  # reading the body will meet it again
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # as aiohttp's own does: no part of the answer is sent yet
+
+
+async def method_not_allowed(request: web.Request) -> web.Response:
+    """Every method but POST on a path of ours."""
+    return answer(contract.METHOD_NOT_ALLOWED, new_request_id())
+
+
+def edge(
+    handle: Callable[[web.Request], Awaitable[web.StreamResponse]], unexpected: Row
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """Around all there is: whatever `handle` lets through becomes an answer of the contract."""
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handle(request)
+        except web.HTTPException:  # aiohttp raises it for paths that it has no route for
+            return answer(contract.NOT_FOUND, new_request_id())
+        except Exception as fault:
+            request_id = new_request_id()
+            log_fault(fault, request_id=request_id)
+            return answer(unexpected, request_id)
+
+    return guarded
+
+
+def refused_by_parser(client_address: str | None, error: BaseException | None) -> web.Response:
+    """The answer to what is no HTTP. The parser's text is dropped: it can quote a body with a secret in it."""
+    structlog.get_logger().warning("http.refused", exception=type(error).__name__, client_address=client_address)
+    response = answer(contract.UNPARSABLE, new_request_id())
+    response.force_close()
+    return response
+
+
+def log_fault(fault: BaseException, **more: str | None) -> None:
+    """A fault's type, and what is around it; never its text, which may quote a value."""
+    structlog.get_logger().error("fault", exception=type(fault).__name__, **more)

@@ -1,0 +1,169 @@
+"""Keys on disk: made once, written atomically, readable by the owner alone, loaded once as objects.
+
+`keys/KID.pem` (HS256: `keys/KID.bin`) signs tokens, `keys/KID.pub.pem` beside it verifies
+them, and `keys/secrets.key` keys the hash under every verifier. Which key signs is on
+record in the log and in `signing_keys`; the files only hold the material.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from attrs import field, frozen, mutable
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt import PyJWS
+from jwt.algorithms import get_default_algorithms
+from jwt.utils import base64url_encode
+
+RSA_BITS = 3072  # NIST SP 800-57 part 1: 128 bits of security, the same as the other algorithms have
+SYMMETRIC_BYTES = 32  # RFC 7518, section 3.2: at least the size of the hash
+
+_ALGORITHMS: dict[str, Any] = dict(get_default_algorithms())
+_JWS = PyJWS(algorithms=["EdDSA", "ES256", "RS256", "HS256"], options={"enforce_minimum_key_length": True})
+
+
+class KeyFileError(Exception):
+    """A key file cannot be made, read or used; the text names it."""
+
+
+@frozen
+class SigningKey:
+    """A token-signing key. `kid` is the RFC 7638 thumbprint of its JWK."""
+
+    kid: str
+    alg: str
+    material: Any = field(repr=False)
+    _header: bytes = field(init=False, repr=False)
+    _algorithm: Any = field(init=False, repr=False)
+
+    @_header.default
+    def _first_segment(self) -> bytes:
+        return base64url_encode(_json({"alg": self.alg, "kid": self.kid, "typ": "at+jwt"}))
+
+    @_algorithm.default
+    def _of_pyjwt(self) -> Any:
+        return _ALGORITHMS[self.alg]
+
+    def sign(self, claims: bytes) -> str:
+        """A JWS over `claims` in compact form. Raises what PyJWT raises for a key that cannot sign.
+
+        What `PyJWS.encode` does, but for what is the same for every token and was made or checked once.
+        """
+        message = self._header + b"." + base64url_encode(claims)
+        signature: bytes = self._algorithm.sign(message, self.material)
+        return (message + b"." + base64url_encode(signature)).decode("ascii")
+
+    def check(self) -> None:
+        """Sign and verify once, by PyJWT's own rules. Raises what it raises for a key of the wrong kind or too weak."""
+        _JWS.encode(b"{}", self.material, self.alg)
+        public = self.material if isinstance(self.material, bytes) else self.material.public_key()
+        _JWS.decode(self.sign(b"{}"), public, algorithms=[self.alg])
+
+
+@mutable
+class KeyRing:
+    """The key that signs now."""
+
+    active: SigningKey
+
+
+_GENERATE: dict[str, Callable[[], Any]] = {
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "RS256": lambda: rsa.generate_private_key(public_exponent=65_537, key_size=RSA_BITS),
+    "HS256": lambda: secrets.token_bytes(SYMMETRIC_BYTES),
+}
+
+
+def create_signing_key(directory: Path, alg: str) -> SigningKey:
+    """Make a key for `alg` and write its files. Raises `KeyFileError`."""
+    material = _GENERATE[alg]()
+    key = SigningKey(_thumbprint(alg, material), alg, material)
+    if isinstance(material, bytes):
+        _write(directory / f"{key.kid}.bin", material)
+        return key
+    public = material.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    private = material.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    _write(directory / f"{key.kid}.pub.pem", public)
+    _write(directory / f"{key.kid}.pem", private)
+    return key
+
+
+def load_signing_key(directory: Path, kid: str, alg: str) -> SigningKey:
+    """Read the key and sign with it once. Raises `KeyFileError` where it is missing, another, or too weak."""
+    path = directory / f"{kid}{'.bin' if alg == 'HS256' else '.pem'}"
+    data = _read(path)
+    try:
+        material = data if alg == "HS256" else serialization.load_pem_private_key(data, password=None)
+        key = SigningKey(kid, alg, material)
+        key.check()
+        if _thumbprint(alg, material) != kid:
+            raise KeyFileError(f"{path} holds another key than its name says")
+    except KeyFileError:
+        raise
+    except Exception as error:
+        # The parsers raise a dozen types, some with the text of the file.
+        raise KeyFileError(f"{path} holds no usable {alg} key ({type(error).__name__})") from None
+    return key
+
+
+def secrets_key(directory: Path) -> bytes:
+    """The key of the hash under every verifier: 32 bytes, made at first use. Raises `KeyFileError`."""
+    path = directory / "secrets.key"
+    if not path.exists():
+        _write(path, secrets.token_bytes(SYMMETRIC_BYTES))
+    key = _read(path)
+    if len(key) != SYMMETRIC_BYTES:
+        raise KeyFileError(f"{path} is not {SYMMETRIC_BYTES} bytes long")
+    return key
+
+
+def _thumbprint(alg: str, material: Any) -> str:
+    """RFC 7638: SHA-256 over the JWK's required members, sorted, without white space."""
+    public = material if isinstance(material, bytes) else material.public_key()
+    jwk = _ALGORITHMS[alg].to_jwk(public, as_dict=True)
+    required = {name: jwk[name] for name in ("crv", "e", "k", "kty", "n", "x", "y") if name in jwk}
+    return base64url_encode(hashlib.sha256(_json(required)).digest()).decode("ascii")
+
+
+def _json(members: dict[str, str]) -> bytes:
+    return orjson.dumps(members, option=orjson.OPT_SORT_KEYS)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Link the whole file into place, or find that another process was first. Never replaces a key."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise KeyFileError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(f"cannot read {path}: {error.strerror}") from None

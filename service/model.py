@@ -1,0 +1,158 @@
+"""The values handed from stage to stage, and what a stage may ask of the world.
+
+No stage sees a header, a row or a connection: it takes these values and returns one.
+"""
+
+from typing import Protocol
+
+from attrs import field, frozen
+
+from events.log import Write
+
+
+@frozen
+class RawRequest:
+    """A request as it arrived, body unread in meaning. `too_large` and `complete` tell what reading it met."""
+
+    body: bytes = field(repr=False)
+    content_type: tuple[str, ...] = ("application/json",)  # each Content-Type header there was
+    content_encoding: tuple[str, ...] = ()
+    too_large: bool = False
+    complete: bool = True
+
+
+@frozen
+class Subject:
+    """Whom a request speaks of, as far as it is well-formed."""
+
+    account: str | None = None
+    user_id: str | None = None
+
+
+@frozen
+class Claim:
+    """What a valid request says: nothing of it is verified yet."""
+
+    account: str
+    secret: str = field(repr=False)
+    user_id: str | None = None
+
+
+@frozen
+class StoredSecret:
+    """A live secret of an account; `version` counts from 1."""
+
+    version: int
+    verifier: str = field(repr=False)
+
+
+@frozen
+class StoredAccount:
+    """An account as it stands now. `secrets` are the live ones, newest first; none means unclaimed."""
+
+    id: str
+    suspended: bool
+    claimable: bool
+    secrets: tuple[StoredSecret, ...]
+
+
+@frozen
+class Account:
+    """An account whose caller is verified, by `secret`, or may claim it, where that is `None`."""
+
+    id: str
+    user_id: str | None
+    proof: str  # claim | hashed | remembered
+    secret: StoredSecret | None
+    outdated: bool = False  # the verifier's parameters are not today's
+
+
+@frozen
+class Payload:
+    """The token's claims, serialised. `expires_at` is its `exp`, in seconds since 1970."""
+
+    claims: bytes
+    expires_at: int
+
+
+@frozen
+class Token:
+    text: str = field(repr=False)
+    kid: str
+    alg: str
+
+
+@frozen
+class TokenProfile:
+    """What every token says alike; `ttl_seconds` from `iat` to `exp`."""
+
+    issuer: str
+    audience: str
+    ttl_seconds: int
+
+
+class Rejected(Exception):
+    """A stage turns the request away, for a reason code of the contract.
+
+    `detail` is for the answer alone, never for the record: it may quote the request.
+    """
+
+    def __init__(self, reason: str, *, detail: str | None = None, subject: Subject | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+        self.subject = subject
+
+
+class Overloaded(Exception):
+    """No more work can wait for a hash."""
+
+
+class HashFailed(Exception):
+    """A verifier could not be derived."""
+
+
+class WriteFailed(Exception):
+    """A verifier could not be written."""
+
+
+class AccountDirectory(Protocol):
+    """What `verify_account` and `store_secret` ask: `service.accounts.Accounts`."""
+
+    def find(self, account: str) -> StoredAccount | None:
+        """The account as it stands. Raises `events.log.StoreError`."""
+
+    async def match(self, account: StoredAccount, secret: str) -> tuple[StoredSecret, str] | None:
+        """The live secret that `secret` is, and how that was proven. Raises `Overloaded`, `HashFailed`."""
+
+    async def even_out(self) -> None:
+        """Take the time of one hash, where refusals must not differ by it. Raises `Overloaded`."""
+
+    def outdated(self, account: StoredAccount, secret: StoredSecret) -> bool:
+        """Whether the verifier should be derived anew."""
+
+    async def derive(self, secret: str) -> str:
+        """A verifier of `secret`. Raises `Overloaded`, `HashFailed`."""
+
+    def remember(self, account: str, version: int, secret: str) -> None:
+        """Prove this secret fast from now on."""
+
+
+class Grant(Protocol):
+    """Put `secret.stored` and `auth.granted` on disk with `write`, as one transaction: `Attempt.grant`."""
+
+    async def __call__(self, action: str, version: int, write: Write | None = None) -> bool:
+        """Whether they are on disk; `False` if `write` lost. Raises `WriteFailed`, `LogUnavailable`."""
+
+
+class Signer(Protocol):
+    """A signing key: `service.keys.SigningKey`."""
+
+    @property
+    def kid(self) -> str: ...
+
+    @property
+    def alg(self) -> str: ...
+
+    def sign(self, claims: bytes) -> str:
+        """A JWS in compact form, `typ` `at+jwt`. Raises whatever keeps the key from signing."""

@@ -1,0 +1,134 @@
+"""Stage 1: bytes → Claim. Pure; the checks run in the order of the contract's table."""
+
+import json
+import re
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from service.model import Claim, RawRequest, Rejected, Subject
+
+MAX_SECRET_BYTES = 1024  # contract, section 1
+MAX_DEPTH = 32  # nothing valid is nested at all; far below any parser's own limit
+
+_OBJECT_ID = re.compile(r"[0-9a-fA-F]{24}")
+# One without an end reaches to the end of the text: to look for another from each of its quotes is quadratic.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_PARAMETERS = {"account": "account", "accountid": "account", "secret": "secret", "user_id": "user_id"}
+
+
+class _Pairs(tuple[tuple[str, Any], ...]):
+    """A JSON object with its repeats."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+# A number is never a valid value, so none is converted: that it is one is all that counts.
+_JSON = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=len, parse_float=len, parse_constant=_no_constant)
+
+
+def validate(request: RawRequest) -> Claim:
+    """Raises `Rejected` for the first check that fails."""
+    if request.too_large:
+        raise Rejected("body_too_large")
+    if not _is_json(request.content_type) or not _is_identity(request.content_encoding):
+        raise Rejected("content_type")
+    if not request.complete:
+        raise Rejected("body_incomplete")
+    pairs = _parse(request.body)
+    subject = _subject(pairs)
+
+    seen: set[str] = set()
+    for name, _ in pairs:
+        canonical = _PARAMETERS.get(name, name)
+        if canonical in seen:
+            repeated = "accountid" if canonical == "account" and _spelled_twice(pairs) else name
+            raise Rejected("repeated_parameter", detail=repeated, subject=subject)
+        seen.add(canonical)
+    for name, _ in pairs:
+        if name not in _PARAMETERS:
+            raise Rejected("unsupported_parameter", detail=name, subject=subject)
+
+    values = {_PARAMETERS[name]: value for name, value in pairs if value is not None and value != ""}
+    if "account" not in values:
+        raise Rejected("missing_account", subject=subject)
+    if "secret" not in values:
+        raise Rejected("missing_secret", subject=subject)
+    if subject.account is None:
+        raise Rejected("account_not_object_id", subject=subject)
+    _check_secret(values["secret"], subject)
+    if "user_id" in values and subject.user_id is None:
+        raise Rejected("user_id_not_object_id", subject=subject)
+    return Claim(subject.account, values["secret"], subject.user_id)
+
+
+@lru_cache(maxsize=128)
+def _is_json(headers: tuple[str, ...]) -> bool:
+    if len(headers) != 1:
+        return False
+    media_type, *parameters = (part.strip() for part in headers[0].split(";"))
+    charsets = [value for name, _, value in (part.partition("=") for part in parameters) if name.lower() == "charset"]
+    return media_type.lower() == "application/json" and all(
+        value.strip('"').lower() in ("utf-8", "utf8") for value in charsets
+    )
+
+
+def _is_identity(headers: tuple[str, ...]) -> bool:
+    return all(coding.strip().lower() in ("", "identity") for header in headers for coding in header.split(","))
+
+
+def _parse(body: bytes) -> _Pairs:
+    try:
+        text = body.decode("utf-8")
+        # The parser's own limit depends on the interpreter; most bodies are too flat to be worth the count.
+        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+            raise ValueError("too deep")
+        value = _JSON.decode(text)
+    except ValueError:
+        raise Rejected("body_not_json") from None
+    if not isinstance(value, _Pairs):
+        raise Rejected("body_not_json")
+    return value
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in _STRING.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _subject(pairs: _Pairs) -> Subject:
+    """The account and the user, where one well-formed value stands for each and none beside it."""
+    found: dict[str, list[Any]] = {"account": [], "secret": [], "user_id": []}
+    for name, value in pairs:
+        if name in _PARAMETERS:
+            found[_PARAMETERS[name]].append(value)
+    return Subject(_object_id(found["account"]), _object_id(found["user_id"]))
+
+
+def _object_id(values: list[Any]) -> str | None:
+    if len(values) == 1 and isinstance(values[0], str) and _OBJECT_ID.fullmatch(values[0]):
+        return values[0].lower()
+    return None
+
+
+def _spelled_twice(pairs: _Pairs) -> bool:
+    names = [name for name, _ in pairs]
+    return "account" in names and "accountid" in names
+
+
+def _check_secret(secret: object, subject: Subject) -> None:
+    if not isinstance(secret, str):
+        raise Rejected("secret_not_string", subject=subject)
+    try:
+        size = len(secret.encode("utf-8"))
+    except UnicodeEncodeError:  # a lone surrogate; the error would quote the secret
+        raise Rejected("secret_not_string", subject=subject) from None
+    if size > MAX_SECRET_BYTES:
+        raise Rejected("secret_length", subject=subject)

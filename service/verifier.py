@@ -1,0 +1,185 @@
+"""Secrets and their verifiers: Argon2id over a keyed hash, off the loop; and proofs remembered in memory.
+
+The keyed hash means that a stolen database without `keys/secrets.key` cannot be guessed
+at. Verifiers are PHC strings; one that ends alike up to its hash shares salt and
+parameters, so that one hash is checked against all such verifiers of an account.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from argon2.low_level import ARGON2_VERSION, Type, hash_secret
+from attrs import frozen
+
+from service.model import HashFailed, Overloaded
+
+SALT_BYTES = 16  # RFC 9106, section 3.1
+HASH_NICENESS = 10  # setpriority(2): on a busy core, a tenth of what the loop gets
+HASH_BYTES = 32  # RFC 9106, section 4: 256 bits
+
+
+@frozen
+class HashParameters:
+    """Argon2id's, as RFC 9106 names them."""
+
+    memory_kib: int
+    iterations: int
+    parallelism: int
+
+    @property
+    def prefix(self) -> str:
+        """What a verifier with these parameters begins with."""
+        return f"$argon2id$v={ARGON2_VERSION}$m={self.memory_kib},t={self.iterations},p={self.parallelism}$"
+
+
+class SecretHasher:
+    """A bounded pool for Argon2id.
+
+    `workers` hashes run at once (0: one fewer than there are cores, at least one) and at
+    most `queue` more wait; one more raises `Overloaded`.
+    """
+
+    def __init__(self, key: bytes, parameters: HashParameters, *, workers: int = 0, queue: int = 1024) -> None:
+        self._key = key
+        self._parameters = parameters
+        self._room = queue + (workers or _spare_cores())
+        self._running = 0
+        # Only on Linux does a thread have a priority of its own.
+        initializer = _step_back if sys.platform == "linux" else None
+        self._pool = ThreadPoolExecutor(workers or _spare_cores(), thread_name_prefix="argon2", initializer=initializer)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def prefix(self) -> str:
+        return self._parameters.prefix
+
+    async def derive(self, secret: str, *, like: str | None = None) -> str:
+        """A new verifier of `secret`; with `like`, under that verifier's salt and parameters.
+
+        Raises `Overloaded`, `HashFailed`.
+        """
+        salt = base64.b64encode(os.urandom(SALT_BYTES)).rstrip(b"=").decode()
+        head = like.rpartition("$")[0] if like is not None else f"{self.prefix}{salt}"
+        return await self._off_the_loop(partial(_hash, self._keyed(secret), head))
+
+    async def match(self, secret: str, verifiers: Sequence[str]) -> int | None:
+        """The index of the verifier that `secret` has, with one hash for all that share a salt.
+
+        Raises `Overloaded`, `HashFailed`.
+        """
+        found = None
+        for head in dict.fromkeys(verifier.rpartition("$")[0] for verifier in verifiers):
+            verifier = await self._off_the_loop(partial(_hash, self._keyed(secret), head))
+            for index, stored in enumerate(verifiers):
+                if hmac.compare_digest(verifier.encode(), stored.encode()) and found is None:
+                    found = index
+        return found
+
+    def _keyed(self, secret: str) -> bytes:
+        return hmac.digest(self._key, secret.encode("utf-8"), hashlib.sha256)
+
+    async def _off_the_loop(self, function: Callable[[], str]) -> str:
+        if self._running >= self._room:
+            raise Overloaded
+        self._running += 1
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, function)
+            future.add_done_callback(self._done)
+        except BaseException:
+            self._running -= 1
+            raise
+        return await future
+
+    def _done(self, future: "asyncio.Future[str]") -> None:
+        self._running -= 1
+
+
+def _step_back() -> None:
+    # A hash takes a core for 20 ms and is waited for anyway; the loop answers dozens of requests meanwhile.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HASH_NICENESS)
+
+
+def _spare_cores() -> int:
+    return max(1, (os.cpu_count() or 1) - 1)
+
+
+def _hash(keyed: bytes, head: str) -> str:
+    """The whole verifier that begins with `head`: parameters and salt as PHC strings write them."""
+    try:
+        _, name, version, parameters, salt = head.split("$")
+        costs = dict(part.split("=") for part in parameters.split(","))
+        if name != "argon2id" or version != f"v={ARGON2_VERSION}":
+            raise ValueError(name)
+        return hash_secret(
+            keyed,
+            base64.b64decode(salt + "=" * (-len(salt) % 4), validate=True),
+            time_cost=int(costs["t"]),
+            memory_cost=int(costs["m"]),
+            parallelism=int(costs["p"]),
+            hash_len=HASH_BYTES,
+            type=Type.ID,
+        ).decode("ascii")
+    except Exception as error:
+        # An unreadable verifier and an Argon2 that finds no memory alike: no hash, and no text of either.
+        raise HashFailed(type(error).__name__) from None
+
+
+class RememberedSecrets:
+    """Secrets proven before, in this process's memory alone, as HMACs under a key that dies with it.
+
+    Each is bound to an account and the version of its secret; at most `entries` of them, the
+    longest unused going first; each for `ttl_seconds`. A failure is never remembered.
+    """
+
+    def __init__(self, entries: int, ttl_seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._entries = entries
+        self._ttl_seconds = ttl_seconds
+        self._monotonic = monotonic
+        self._mac = hmac.new(secrets.token_bytes(32), digestmod="sha256")
+        self._proofs: OrderedDict[tuple[str, int], tuple[bytes, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._proofs)
+
+    def remember(self, account: str, version: int, secret: str) -> None:
+        until = self._monotonic() + self._ttl_seconds
+        self._proofs[account, version] = self._proof(account, version, secret), until
+        self._proofs.move_to_end((account, version))
+        while len(self._proofs) > self._entries:
+            self._proofs.popitem(last=False)
+
+    def forget(self, account: str, version: int) -> None:
+        self._proofs.pop((account, version), None)
+
+    def recall(self, account: str, version: int, secret: str) -> bool:
+        """Whether `secret` was proven to be this version of the account's secret, not too long ago."""
+        found = self._proofs.get((account, version))
+        if found is None:
+            return False
+        proof, until = found
+        if until <= self._monotonic():
+            self.forget(account, version)
+            return False
+        if not hmac.compare_digest(proof, self._proof(account, version, secret)):
+            return False
+        self._proofs.move_to_end((account, version))
+        return True
+
+    def _proof(self, account: str, version: int, secret: str) -> bytes:
+        # Lengths are fixed before the secret, so that no two triples are one message.
+        mac = self._mac.copy()
+        mac.update(f"{account}{version:020d}{secret}".encode())
+        return mac.digest()

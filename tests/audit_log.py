@@ -1,0 +1,131 @@
+"""Logs made without a service: events put on record as the service and its commands put them."""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from events.codec import timestamp
+from events.log import EventLog, Outcome, Write
+from events.records import (
+    AccountCreated,
+    AccountRejected,
+    AccountVerified,
+    AttemptEvent,
+    AuthDenied,
+    AuthGranted,
+    AuthRequested,
+    Event,
+    KeyActivated,
+    KeyCreated,
+    PayloadBuilt,
+    RequestValidated,
+    SecretStored,
+    ServiceStarted,
+    ServiceStopped,
+    TokenEncoded,
+)
+from events.sqlite import SqliteStore
+
+NOW = 1_800_000_000_000_000  # microseconds since 1970: 2027-01-15T08:00:00Z
+ACCOUNT = "5723073937d63a18396a1bae"
+OTHER = "5723073937d63a18396a1baf"
+USER = "507f1f77bcf86cd799439011"
+
+Step = tuple[type[AttemptEvent], dict[str, Any]]
+Entry = Sequence[Event] | tuple[Sequence[Event], Write]
+
+REQUESTED: Step = (AuthRequested, {"route": "/auth", "client_address": "192.0.2.1"})
+VALIDATED: Step = (RequestValidated, {})
+VERIFIED: Step = (AccountVerified, {"proof": "hashed"})
+BUILT: Step = (PayloadBuilt, {"expires_at": 1_800_003_600})
+ENCODED: Step = (TokenEncoded, {"kid": "k1", "alg": "EdDSA"})
+STORED: Step = (SecretStored, {"action": "unchanged", "version": 1})
+GRANTED: Step = (AuthGranted, {"status": 200, "duration_us": 6000})
+MISMATCH: Step = (AccountRejected, {"reason": "secret_mismatch"})
+DENIED: Step = (
+    AuthDenied,
+    {"reason": "secret_mismatch", "stage": "verify_account", "status": 401, "duration_us": 21_500},
+)
+
+GRANT = (REQUESTED, VALIDATED, VERIFIED, BUILT, ENCODED, STORED, GRANTED)
+DENIAL = (REQUESTED, VALIDATED, MISMATCH, DENIED)
+CLAIMING: tuple[Step, ...] = (
+    *(REQUESTED, VALIDATED, (AccountVerified, {"proof": "claim"}), BUILT, ENCODED),
+    *((SecretStored, {"action": "claimed", "version": 1}), GRANTED),
+)
+
+
+def rid(number: int) -> str:
+    return f"{number:032x}"
+
+
+def attempt(
+    number: int, *steps: Step, account: str | None = ACCOUNT, user_id: str | None = None, at: int = NOW
+) -> list[AttemptEvent]:
+    """The events of one request, a millisecond apart; each step may set what it likes otherwise."""
+    events = []
+    for position, (kind, members) in enumerate(steps):
+        common: dict[str, Any] = {
+            "recorded_at": timestamp(at + 1000 * position),
+            "request_id": rid(number),
+            "position": position,
+            "account": account if position else None,
+            "user_id": user_id if position else None,
+        }
+        events.append(kind(**common | members))
+    return events
+
+
+def started(at: int = NOW) -> list[Event]:
+    return [ServiceStarted(recorded_at=timestamp(at), version="1", sqlite_version="3.53.4")]
+
+
+def stopped(at: int = NOW) -> list[Event]:
+    return [ServiceStopped(recorded_at=timestamp(at))]
+
+
+def created(account: str = ACCOUNT, at: int = NOW) -> Entry:
+    event = AccountCreated(recorded_at=timestamp(at), account=account, claim_until=timestamp(NOW + 10**6))
+    write = Write("create_account", {"account": account, "now": at, "claim_until": NOW + 10**6})
+    return [event], write
+
+
+def claimed(number: int, account: str = ACCOUNT, at: int = NOW) -> Entry:
+    write = Write("claim", {"account": account, "verifier": "$argon2id$"})
+    return attempt(number, *CLAIMING, account=account, at=at), write
+
+
+def new_key(kid: str = "k1", at: int = NOW) -> Entry:
+    parts = {"recorded_at": timestamp(at), "kid": kid, "alg": "EdDSA"}
+    return [KeyCreated(**parts), KeyActivated(**parts)], Write(
+        "activate_new_key", {"kid": kid, "alg": "EdDSA", "now": at}
+    )
+
+
+def write_log(path: Path, *entries: Entry) -> Path:
+    """Put each entry on record, with its write if it has one, in a new database or behind what is there."""
+
+    async def run() -> None:
+        log = EventLog(SqliteStore(path, create=True), lambda: NOW)
+        await log.start(owns_attempts=False)
+        for entry in entries:
+            events, write = entry if isinstance(entry, tuple) else (entry, None)
+            assert await log.commit(events, write=write) is Outcome.DONE
+        await log.stop()
+
+    asyncio.run(run())
+    return path
+
+
+def tamper(path: Path, *statements: str) -> Path:
+    """Change a database behind the back of its triggers."""
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER log_is_never_updated")
+    connection.execute("DROP TRIGGER log_is_never_deleted")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+    return path

@@ -1,0 +1,36 @@
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from service.app import Service, wall_clock
+from tests.harness import Running, settings
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Start services, by default all on one directory: `await start(clock=..., http={...})`."""
+    started: list[Service] = []
+    async with aiohttp.ClientSession() as session:
+
+        async def start_one(
+            directory: Path = tmp_path / "var", clock: Callable[[], int] = wall_clock, **changes: dict[str, Any]
+        ) -> Running:
+            service = Service(settings(directory, **changes), clock)
+            await service.start()
+            started.append(service)
+            return Running(service, session)
+
+        yield start_one
+        for service in started:
+            await service.stop()
+
+
+@pytest.fixture
+async def running(start: Start) -> Running:
+    """A service with default settings and no account."""
+    return await start()

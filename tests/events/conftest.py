@@ -1,0 +1,58 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from events.log import Store
+from events.sqlite import AccountRow, KeyRow, SecretRow, SqliteReader, SqliteStore
+
+
+class Place:
+    """Where the stores of one kind keep one log, and a look at it that asks none of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "auth.db"
+
+    def store(self) -> Store:
+        """One more store on the same log, not yet open."""
+        return SqliteStore(self.path, create=True, lock_timeout_seconds=10)
+
+    def log(self) -> list[tuple[int, str]]:
+        """`seq` and body of each event on disk, in order."""
+        reader = SqliteReader(self.path)
+        try:
+            return [(row[0], row[1].decode()) for row in reader.log_rows(0, reader.size(), 1_000_000)]
+        finally:
+            reader.close()
+
+    def bodies(self) -> list[str]:
+        return [body for _, body in self.log()]
+
+    def account(self, account: str) -> tuple[AccountRow, list[SecretRow]] | None:
+        reader = SqliteReader(self.path)
+        try:
+            return reader.account_secrets(account)
+        finally:
+            reader.close()
+
+    def signing_keys(self) -> list[KeyRow]:
+        reader = SqliteReader(self.path)
+        try:
+            return reader.signing_keys()
+        finally:
+            reader.close()
+
+
+@pytest.fixture(params=[pytest.param(Place, id="sqlite")])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """The suite runs once for each kind of store there is."""
+    made: Place = request.param(tmp_path)
+    return made
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[Store]:
+    opened = place.store()
+    await opened.open()
+    yield opened
+    await opened.close()

@@ -1,0 +1,332 @@
+"""What any store has to do: the suite runs against each kind there is."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from events.codec import encode
+from events.log import Batch, OpenAttempt, Outcome, Part, Store, StoreError, Write
+from events.records import AccountSuspended, Event
+from events.sqlite import _WRITES
+from tests.audit_log import ACCOUNT, DENIAL, GRANT, OTHER, REQUESTED, USER, VALIDATED, VERIFIED, attempt, rid, started
+from tests.events.conftest import Place
+
+GOLDEN = Path(__file__).with_name("bodies.ndjson").read_text("utf-8").rstrip("\n").split("\n")
+DONE, LOST, FAILED = Outcome.DONE, Outcome.LOST, Outcome.FAILED
+
+
+def part(events: Iterable[Event], write: Write | None = None, closes: str | None = None) -> Part:
+    return Part([encode(event) for event in events], write, closes)
+
+
+def bodies(*events: Iterable[Event]) -> list[str]:
+    return [encode(event) for some in events for event in some]
+
+
+def create(account: str = ACCOUNT) -> Write:
+    return Write("create_account", {"account": account, "now": 1, "claim_until": 9})
+
+
+def create_with_secret(verifier: str | None = "v1") -> Write:
+    return Write("create_account_with_secret", {**create().parameters, "claim_until": None, "verifier": verifier})
+
+
+def claim(verifier: str | None = "v1") -> Write:
+    return Write("claim", {"account": ACCOUNT, "verifier": verifier})
+
+
+def rehash(replaced: str, verifier: str | None = "v1-anew") -> Write:
+    return Write("rehash", {"account": ACCOUNT, "version": 1, "verifier": verifier, "replaced": replaced})
+
+
+def rotate(version: int, *, until: int | None = None, verifier: str | None = "new") -> Write:
+    parameters: dict[str, str | int | None] = {"version": version, "replaced": version - 1 or None}
+    return Write("rotate", {"account": ACCOUNT, "verifier": verifier, "overlap_until": until, **parameters})
+
+
+def retire(version: int, now: int) -> Write:
+    return Write("retire", {"account": ACCOUNT, "version": version, "now": now})
+
+
+def activate(kid: str, now: int) -> Write:
+    return Write("activate_new_key", {"kid": kid, "alg": "EdDSA", "now": now})
+
+
+SUSPEND = Write("suspend", {"account": ACCOUNT})
+RESUME = Write("resume", {"account": ACCOUNT})
+
+# -- appending ------------------------------------------------------------------------
+
+
+async def test_events_are_numbered_from_0_in_the_order_of_their_batches(place: Place, store: Store) -> None:
+    assert place.log() == []
+    batches: list[Sequence[Event]] = [started(), attempt(1, *GRANT), attempt(2, *DENIAL)]
+    for events in batches:
+        assert await store.append(Batch([part(events)])) == [DONE]
+    assert place.log() == list(enumerate(bodies(*batches)))
+
+
+async def test_a_body_is_kept_to_the_byte(place: Place, store: Store) -> None:
+    kept = [*GOLDEN, f'{{"operator":"{"x" * 100_000}","type":"t"}}']
+    await store.append(Batch([Part([body]) for body in kept]))
+    assert place.bodies() == kept
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_any_text_is_kept_to_the_byte(place: Place, texts: list[str]) -> None:
+    async def append() -> None:
+        store = place.store()
+        await store.open()
+        await store.append(Batch([Part(kept)]))
+        await store.close()
+
+    kept = bodies(AccountSuspended(recorded_at="", account="", operator=text) for text in texts)
+    before = place.bodies() if place.path.exists() else []
+    asyncio.run(append())
+    assert place.bodies() == before + kept
+
+
+async def test_what_one_store_appended_another_continues(place: Place, store: Store) -> None:
+    await store.append(Batch([part(started())]))
+    await store.close()
+    other = place.store()
+    await other.open()
+    await other.append(Batch([part(attempt(1, *GRANT))]))
+    await other.close()
+    assert place.log() == list(enumerate(bodies(started(), attempt(1, *GRANT))))
+
+
+async def test_batches_of_two_stores_at_once_interleave_whole_and_without_a_gap(place: Place, store: Store) -> None:
+    other = place.store()
+    await other.open()
+
+    async def fill(one: Store, name: str) -> None:
+        for number in range(40):
+            batch = [f'{{"type":"{name}.{number}"}}'] * 3
+            write = create(f"{name}{number:022d}") if number % 2 else None
+            assert await one.append(Batch([Part(batch, write)])) == [DONE]
+
+    await asyncio.gather(fill(store, "aa"), fill(other, "bb"))
+    await other.close()
+    log = place.log()
+    assert [seq for seq, _ in log] == list(range(240))
+    batches = [[body for _, body in log[first : first + 3]] for first in range(0, 240, 3)]
+    assert all(len(set(batch)) == 1 for batch in batches)
+    for name in ("aa", "bb"):
+        assert [body for batch in batches if name in (body := batch[0])] == [
+            f'{{"type":"{name}.{number}"}}' for number in range(40)
+        ]
+
+
+async def test_a_batch_with_a_request_that_began_before_is_on_disk_not_even_in_part(place: Place, store: Store) -> None:
+    await store.append(Batch([part(attempt(1, *GRANT))]))
+    parts = [part(started()), part([], create()), part(attempt(1, REQUESTED)), part(started())]
+    with pytest.raises(StoreError):
+        await store.append(Batch(parts, opened={rid(1), rid(2)}))
+    assert place.bodies() == bodies(attempt(1, *GRANT))
+    assert place.account(ACCOUNT) is None
+    assert await store.open_attempts() == []
+    assert await store.append(Batch([part(started())])) == [DONE]
+
+
+async def test_a_store_that_is_not_open_takes_nothing(place: Place) -> None:
+    store = place.store()
+    with pytest.raises(StoreError):
+        await store.append(Batch([part(started())]))
+    with pytest.raises(StoreError):
+        await store.open_attempts()
+    await store.close()
+
+
+# -- writes ---------------------------------------------------------------------------
+
+
+async def test_each_part_has_its_own_outcome_and_leaves_its_neighbours_alone(place: Place, store: Store) -> None:
+    parts = [
+        part(attempt(1, *DENIAL)),
+        part(attempt(2, *GRANT), create()),
+        part(attempt(3, *GRANT), create()),
+        part(attempt(4, *DENIAL)),
+        part(attempt(5, *GRANT), claim(verifier=None)),
+        part(attempt(6, *GRANT), SUSPEND),
+    ]
+    assert await store.append(Batch(parts)) == [DONE, DONE, LOST, DONE, FAILED, DONE]
+    kept = [attempt(1, *DENIAL), attempt(2, *GRANT), attempt(4, *DENIAL), attempt(6, *GRANT)]
+    assert place.log() == list(enumerate(bodies(*kept)))
+    assert state(place) == ("suspended", None, {})
+
+
+State = tuple[str, int | None, dict[int, tuple[str, int | None]]]
+
+
+def state(place: Place) -> State | None:
+    """Status, current version, and what there is of each secret."""
+    found = place.account(ACCOUNT)
+    if found is None:
+        return None
+    row, stored = found
+    return row.status, row.secret_version, {one.version: (one.verifier, one.expires_at) for one in stored}
+
+
+CLAIMED: State = ("active", 1, {1: ("v1", None)})
+UNCLAIMED: State = ("active", None, {})
+
+CHANGES = [
+    pytest.param([], create(), DONE, UNCLAIMED, id="create"),
+    pytest.param([create(), claim()], create(), LOST, CLAIMED, id="create-again"),
+    pytest.param([], create_with_secret(), DONE, CLAIMED, id="create-with-secret"),
+    pytest.param([create()], create_with_secret(), LOST, UNCLAIMED, id="create-with-secret-again"),
+    pytest.param([create()], SUSPEND, DONE, ("suspended", None, {}), id="suspend"),
+    pytest.param([create(), SUSPEND], SUSPEND, LOST, ("suspended", None, {}), id="suspend-again"),
+    pytest.param([create(OTHER)], SUSPEND, LOST, None, id="suspend-nobody"),
+    pytest.param([create(), SUSPEND], RESUME, DONE, UNCLAIMED, id="resume"),
+    pytest.param([create()], RESUME, LOST, UNCLAIMED, id="resume-again"),
+    pytest.param([create(OTHER)], RESUME, LOST, None, id="resume-nobody"),
+    pytest.param([create()], claim(), DONE, CLAIMED, id="claim"),
+    pytest.param([create(), claim()], claim("v2"), LOST, CLAIMED, id="claim-again"),
+    pytest.param([create(), SUSPEND], claim(), LOST, ("suspended", None, {}), id="claim-suspended"),
+    pytest.param([create(OTHER)], claim(), LOST, None, id="claim-nobody"),
+    pytest.param([create(), claim()], rehash("v1"), DONE, ("active", 1, {1: ("v1-anew", None)}), id="rehash"),
+    pytest.param([create(), claim()], rehash("v0"), LOST, CLAIMED, id="rehash-too-late"),
+    pytest.param([create()], rotate(1), DONE, ("active", 1, {1: ("new", None)}), id="rotate-unclaimed"),
+    pytest.param([create(), claim()], rotate(2), DONE, ("active", 2, {2: ("new", None)}), id="rotate"),
+    pytest.param(
+        [create(), claim()],
+        rotate(2, until=50),
+        DONE,
+        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        id="rotate-with-overlap",
+    ),
+    pytest.param(
+        [create(), claim(), rotate(2, until=50)],
+        rotate(3, until=60),
+        DONE,
+        ("active", 3, {2: ("new", 60), 3: ("new", None)}),
+        id="rotate-within-an-overlap",
+    ),
+    pytest.param([create(), claim()], rotate(1), LOST, CLAIMED, id="rotate-too-late"),
+    pytest.param([create(OTHER)], rotate(1), LOST, None, id="rotate-nobody"),
+    pytest.param(
+        [create(), claim(), rotate(2, until=50)], retire(1, 50), DONE, ("active", 2, {2: ("new", None)}), id="retire"
+    ),
+    pytest.param(
+        [create(), claim(), rotate(2, until=50)],
+        retire(1, 49),
+        LOST,
+        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        id="retire-too-early",
+    ),
+    pytest.param([create(), claim()], retire(1, 50), LOST, CLAIMED, id="retire-the-current-one"),
+]
+
+
+@pytest.mark.parametrize(("before", "write", "outcome", "after"), CHANGES)
+async def test_a_write_is_done_with_its_events_or_lost_without_them(
+    before: list[Write], write: Write, outcome: Outcome, after: State | None, place: Place, store: Store
+) -> None:
+    for earlier in before:
+        assert await store.append(Batch([part([], earlier)])) == [DONE]
+    assert await store.append(Batch([part(attempt(1, *GRANT), write)])) == [outcome]
+    assert state(place) == after
+    assert place.bodies() == (bodies(attempt(1, *GRANT)) if outcome is DONE else [])
+
+
+async def test_a_new_key_is_the_active_one_and_a_known_one_changes_nothing(place: Place, store: Store) -> None:
+    for kid, outcome in [("a", DONE), ("b", DONE), ("a", LOST)]:
+        assert await store.append(Batch([part(started(), activate(kid, now=ord(kid)))])) == [outcome]
+    assert [(key.kid, key.alg, key.state, key.created_at) for key in place.signing_keys()] == [
+        ("a", "EdDSA", "published", 97),
+        ("b", "EdDSA", "active", 98),
+    ]
+    assert place.bodies() == bodies(started(), started())
+
+
+def test_every_write_is_in_these_tables() -> None:
+    tried = {write.name for change in CHANGES for write in change.values if isinstance(write, Write)}
+    assert tried | {activate("a", 0).name} == set(_WRITES)
+
+
+@pytest.mark.parametrize(
+    ("before", "write"),
+    [
+        pytest.param([], create_with_secret(verifier=None), id="create-with-secret"),
+        pytest.param([create()], claim(verifier=None), id="claim"),
+        pytest.param([create(), claim()], rehash("v1", verifier=None), id="rehash"),
+        pytest.param([create(), claim()], rotate(2, verifier=None), id="rotate"),
+        pytest.param([create(), claim()], rotate(2, verifier=None, until=50), id="rotate-with-overlap"),
+    ],
+)
+async def test_a_write_that_breaks_half_way_leaves_nothing_of_itself(
+    before: list[Write], write: Write, place: Place, store: Store
+) -> None:
+    for earlier in before:
+        assert await store.append(Batch([part([], earlier)])) == [DONE]
+    untouched = state(place)
+    parts = [part(attempt(1, *DENIAL)), part(attempt(2, *GRANT), write, rid(2)), part(attempt(3, *DENIAL))]
+    assert await store.append(Batch(parts, opened={rid(2)})) == [DONE, FAILED, DONE]
+    assert state(place) == untouched
+    assert place.bodies() == bodies(attempt(1, *DENIAL), attempt(3, *DENIAL))
+
+
+# -- open attempts --------------------------------------------------------------------
+
+
+async def test_an_attempt_is_open_from_its_first_batch_to_its_last(place: Place, store: Store) -> None:
+    events = attempt(1, *GRANT)
+    assert await store.append(Batch([part(events[:1])], opened={rid(1)})) == [DONE]
+    assert await store.open_attempts() == [OpenAttempt(rid(1), 1, None, None)]
+    assert await store.append(Batch([part(events[1:3])])) == [DONE]
+    assert await store.open_attempts() == [OpenAttempt(rid(1), 3, ACCOUNT, None)]
+    assert await store.append(Batch([part(events[3:])], closed={rid(1)})) == [DONE]
+    assert await store.open_attempts() == []
+
+
+async def test_open_attempts_come_in_the_order_they_began_with_whom_they_speak_of(place: Place, store: Store) -> None:
+    first = attempt(9, REQUESTED, VALIDATED, VERIFIED, user_id=USER)
+    second = attempt(5, REQUESTED, account=None)
+    third = attempt(7, REQUESTED, VALIDATED, account=OTHER)
+    mixed = [first[0], second[0], *attempt(6, *GRANT), first[1], third[0], first[2], third[1]]
+    await store.append(Batch([part(mixed)], opened={rid(5), rid(7), rid(9)}))
+    assert await store.open_attempts() == [
+        OpenAttempt(rid(9), 3, ACCOUNT, USER),
+        OpenAttempt(rid(5), 1, None, None),
+        OpenAttempt(rid(7), 2, OTHER, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("write", "outcome"),
+    [
+        pytest.param(claim(), DONE, id="done"),
+        pytest.param(rehash("v0"), LOST, id="lost"),
+        pytest.param(claim(verifier=None), FAILED, id="failed"),
+    ],
+)
+@pytest.mark.parametrize("in_one_batch", [True, False], ids=["in-one-batch", "in-two"])
+async def test_a_write_ends_its_attempt_only_if_it_is_done(
+    write: Write, outcome: Outcome, in_one_batch: bool, place: Place, store: Store
+) -> None:
+    await store.append(Batch([part([], create())]))
+    events = attempt(1, *GRANT)
+    begin, end = part(events[:5]), part(events[5:], write, rid(1))
+    if in_one_batch:
+        assert await store.append(Batch([begin, end], opened={rid(1)})) == [DONE, outcome]
+    else:
+        assert await store.append(Batch([begin], opened={rid(1)})) == [DONE]
+        assert await store.append(Batch([end])) == [outcome]
+    assert await store.open_attempts() == ([] if outcome is DONE else [OpenAttempt(rid(1), 5, ACCOUNT, None)])
+    assert place.bodies() == bodies(events if outcome is DONE else events[:5])
+
+
+async def test_open_attempts_outlive_the_store(place: Place, store: Store) -> None:
+    await store.append(Batch([part(attempt(1, REQUESTED))], opened={rid(1)}))
+    await store.close()
+    other = place.store()
+    await other.open()
+    assert await other.open_attempts() == [OpenAttempt(rid(1), 1, None, None)]
+    await other.close()

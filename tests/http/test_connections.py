@@ -1,0 +1,140 @@
+"""Many requests on one connection, and bytes that are no request at all."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Start
+from tests.harness import ACCOUNT, SECRET, Running, answers, logged
+
+VALID = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
+HEAD = b"POST /auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CLOSE = b"Connection: close\r\n"
+NOT_HTTP = {"error": "Validation", "error_description": "The request is not valid HTTP."}
+PARSER_ERRORS = {"BadHttpMessage", "BadHttpMethod", "BadStatusLine", "InvalidHeader", "InvalidURLError", "LineTooLong"}
+TLS_HELLO = bytes.fromhex("16030100a5010000a10303") + bytes(160)
+
+
+def with_length(body: bytes) -> bytes:
+    return b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+async def test_pipelined_requests_are_answered_in_their_order_each_with_a_record_of_its_own(running: Running) -> None:
+    await running.add()
+    bodies = [VALID, b"{}", b"[]", VALID]
+    data = (
+        b"".join(HEAD + with_length(body) for body in bodies) + b"GET /auth HTTP/1.1\r\nHost: x\r\n" + CLOSE + b"\r\n"
+    )
+    found = answers(await running.raw(data))
+    assert [answer.status for answer in found] == [200, 400, 400, 200, 405]
+    reasons = [running.events(answer.request_id)[-1].get("reason") for answer in found[:4]]
+    assert reasons == [None, "missing_account", "body_not_json", None]
+    assert len({answer.request_id for answer in found}) == 5
+
+
+async def test_a_connection_is_kept_and_closed_when_it_has_been_idle(start: Start) -> None:
+    running = await start(http={"keepalive_timeout_seconds": 0.1})
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    for _ in range(2):
+        writer.write(HEAD + with_length(b"{}"))
+        (answer,) = answers(await reader.read(65_536))
+        assert running.types(answer.request_id)[-1] == "auth.denied"
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_a_caller_that_asks_for_an_upgrade_gets_its_answer_and_none(running: Running) -> None:
+    await running.add()
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    found = answers(await running.raw(HEAD + upgrade + with_length(VALID) + HEAD + CLOSE + with_length(b"{}")))
+    assert [answer.status for answer in found] == [200, 400]
+    assert [len(running.types(answer.request_id)) for answer in found] == [7, 3]
+
+
+@pytest.mark.parametrize("packets", [1, 2])
+async def test_a_caller_that_has_said_all_it_will_is_still_answered(running: Running, packets: int) -> None:
+    await running.add()
+    request = HEAD + with_length(VALID)
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    if packets == 2:
+        writer.write(request[:-5])
+        await asyncio.sleep(0.02)
+        request = request[-5:]
+    writer.write(request)
+    writer.write_eof()
+    (answer,) = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert answer.status == 200
+    assert len(running.types(answer.request_id)) == 7
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(HEAD, id="half-a-head"),
+        pytest.param(b"POS", id="half-a-line"),
+    ],
+)
+async def test_a_caller_that_leaves_before_it_asked_is_let_go_and_leaves_no_record(
+    running: Running, data: bytes
+) -> None:
+    before = running.events()
+    assert await running.raw(data, then_close=True) == b""
+    assert running.events() == before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\x00\x01\x02\xff\r\n\r\n", id="garbage"),
+        pytest.param(TLS_HELLO, id="tls"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.9\r\n", id="ssh"),
+        pytest.param(HEAD.replace(b"1.1", b"1.2") + b"\r\n", id="http-1.2"),
+        pytest.param(b"POST /auth HTTP/1.1\r\n\r\n", id="no-host"),
+        pytest.param("POST /aüth HTTP/1.1\r\nHost: x\r\n\r\n".encode(), id="path-not-ascii"),
+        pytest.param(b"POST http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n", id="no-uri"),
+        pytest.param(b"POST /auth?" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", id="long-line"),
+        pytest.param(HEAD + b"X: " + b"a" * 9000 + b"\r\n\r\n", id="long-header"),
+        pytest.param(HEAD + b"X: a\r\n" * 200 + b"\r\n", id="many-headers"),
+        pytest.param(HEAD + b"no header\r\n\r\n", id="header-without-colon"),
+        pytest.param(HEAD + b"X: a\x00b\r\n\r\n", id="nul-in-header"),
+        pytest.param(HEAD + b"Content-Type: application/json\r\n" + with_length(VALID), id="two-types"),
+        pytest.param(HEAD + b"Content-Length: 2\r\n" + with_length(b"{}"), id="two-lengths"),
+        pytest.param(HEAD + b"Content-Length: 2, 2\r\n\r\n{}", id="a-list-of-lengths"),
+        pytest.param(HEAD + b"Content-Length: -1\r\n\r\n", id="negative-length"),
+        pytest.param(HEAD + b"Content-Length: 99999999999999999999\r\n\r\n", id="absurd-length"),
+        pytest.param(HEAD + b"Transfer-Encoding: chunked\r\n" + with_length(b"{}"), id="length-and-chunked"),
+        pytest.param(HEAD + b"Transfer-Encoding: gzip\r\n\r\n", id="not-chunked-at-the-end"),
+        pytest.param(HEAD + CLOSE + b"\r\n" + VALID, id="body-without-a-length"),
+        pytest.param(HEAD + CLOSE + b"Content-Length: 2\r\n\r\n" + VALID, id="length-too-short"),
+        pytest.param(HEAD + b"Content-Length: 2\r\n\r\n" + VALID, id="the-rest-looks-like-a-request"),
+    ],
+)
+async def test_what_is_no_http_gets_the_two_members_no_record_and_a_line_that_quotes_nothing(
+    start: Start, tmp_path: Path, data: bytes
+) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start()
+        before = running.events()
+        (answer,) = answers(await running.raw(data))
+        assert (answer.status, answer.body) == (400, NOT_HTTP)
+        assert running.events() == before
+    (line,) = [line for line in lines if line["event"] != "service.started"]
+    assert line.pop("timestamp")
+    assert line.pop("exception") in PARSER_ERRORS
+    assert line == {"event": "http.refused", "level": "warning", "client_address": "127.0.0.1"}
+
+
+async def test_a_request_that_was_whole_is_answered_before_the_rest_is_refused(running: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}")
+    (first,) = answers(await reader.read(65_536))
+    writer.write(b', "secret": "hubble"}')
+    (second,) = answers(await reader.read())
+    writer.close()
+    assert running.events(first.request_id)[-1]["reason"] == "missing_account"
+    assert (second.status, second.body) == (400, NOT_HTTP)
+    assert running.events(second.request_id) == []

@@ -1,0 +1,154 @@
+"""What a service wrote in its life, to the last byte, holds no secret, no token and no verifier out of place."""
+
+import base64
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import Factory, define
+
+from tests.cli.serving import environment, serving
+from tests.harness import ACCOUNT, OTHER_ACCOUNT, USER, Answer, answers
+
+HEAD = b"POST /auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+@define
+class Life:
+    """One run of the service: what was sent, and the files below its directory before it stopped and after."""
+
+    directory: Path
+    secrets: dict[str, str] = Factory(dict)
+    tokens: list[str] = Factory(list)
+    told: dict[str, str] = Factory(dict)  # request id → reason
+    unparsed: list[Answer] = Factory(list)
+    before: dict[str, bytes] = Factory(dict)
+    after: dict[str, bytes] = Factory(dict)
+
+    def secret(self, where: str) -> str:
+        """A secret that tells where it was sent, with characters that are spelled in more ways than one."""
+        return self.secrets.setdefault(where, f'ſecret-{where}-"/ü+x')
+
+    def quoted(self, where: str) -> str:
+        return json.dumps(self.secret(where))
+
+    def body(self, where: str, more: str = "", account: str = ACCOUNT) -> bytes:
+        return f'{{"account": "{account}", "secret": {self.quoted(where)}{more}}}'.encode()
+
+    def files(self) -> dict[str, bytes]:
+        return {
+            str(file.relative_to(self.directory)): file.read_bytes()
+            for file in self.directory.rglob("*")
+            if file.is_file()
+        }
+
+    def select(self, sql: str) -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(self.directory / "auth.db")
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    life = Life(tmp_path_factory.mktemp("life"))
+    add = [sys.executable, "-m", "service", "accounts", "add", ACCOUNT]
+    subprocess.run(add, env=environment(life.directory), check=True, capture_output=True)
+    with serving(life.directory, HTTP__BODY_TIMEOUT="50ms") as served:
+        send_everything(life, served.port)
+        life.before = life.files()
+        assert served.stop() == 0
+    life.after = life.files()
+    return life
+
+
+def send_everything(life: Life, port: int) -> None:
+    def send(data: bytes) -> Answer:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(data)
+            (found,) = answers(b"".join(iter(lambda: connection.recv(65_536), b"")))
+        return found
+
+    query = "".join(f"%{byte:02X}" for byte in life.secret("query").encode())
+    basic = base64.b64encode(f"{ACCOUNT}:{life.secret('header')}".encode()).decode()
+    head = HEAD.replace(b"/auth", f"/auth?secret={query}".encode()) + f"Authorization: Basic {basic}\r\n".encode()
+
+    for more in ("", f', "user_id": "{USER}"'):
+        body = life.body("granted", more)
+        life.tokens.append(send(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)).body["token"])
+    refused = {
+        "secret_mismatch": life.body("wrong"),
+        "account_not_found": life.body("unknown", account=OTHER_ACCOUNT),
+        "repeated_parameter": life.body("repeated", f', "secret": {life.quoted("repeat")}'),
+        "unsupported_parameter": life.body("beside", f", {life.quoted('name')}: {life.quoted('value')}"),
+        "account_not_object_id": life.body("malformed", account="nobody"),
+        "secret_not_string": life.body("listed").replace(b'"secret": ', b'"secret": [').replace(b"}", b"]}"),
+        "secret_length": life.body("long").replace(b"long", b"long" * 300),
+        "body_not_json": life.body("rest") + life.quoted("trailing").encode(),
+    }
+    for reason, body in refused.items():
+        life.told[send(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)).request_id] = reason
+    for broken in (
+        b"Content-Length: 999\r\n\r\n" + life.body("half"),
+        b"Transfer-Encoding: chunked\r\n\r\n" + life.body("chunk"),
+    ):
+        life.told[send(head + broken).request_id] = "body_incomplete"
+    life.unparsed = [
+        send(head + b"Content-Length: 5\r\n\r\n" + life.body("short")),
+        send(head + f"X {life.secret('header-name')}: {life.secret('header-value')}\r\n\r\n".encode()),
+        send(life.secret("garbage").encode() + b"\r\n\r\n"),
+    ]
+
+
+def spellings(secret: str) -> Iterator[bytes]:
+    """`secret` as it is, and as hex, Base64, JSON, a URL and Python would spell it."""
+    raw = secret.encode()
+    yield raw
+    yield from (raw.hex().encode(), raw.hex().upper().encode())
+    for lead in range(3):  # Base64 of a text depends on where in a longer one it stands, its ends on what is around
+        whole = base64.b64encode(bytes(lead) + raw)[4:-4]
+        yield from (whole, whole.replace(b"+", b"-").replace(b"/", b"_"))
+    yield from (json.dumps(secret)[1:-1].encode(), json.dumps(secret, ensure_ascii=False)[1:-1].encode())
+    yield "".join(f"%{byte:02X}" for byte in raw).encode()
+    yield from (repr(secret)[1:-1].encode(), repr(raw)[2:-1].encode())
+    yield raw.replace(b'"', b"")[:-4]  # cut short, or with the quotes taken out
+
+
+def test_everything_sent_was_answered_and_recorded_as_what_it_was(life: Life) -> None:
+    assert dict(life.select("SELECT request_id, reason FROM events WHERE type = 'auth.denied'")) == life.told
+    assert life.select("SELECT count(*) FROM events WHERE type = 'auth.granted'") == [(2,)]
+    assert [answer.body["error_description"] for answer in life.unparsed] == ["The request is not valid HTTP."] * 3
+    assert life.after["stdout"].count(b'"event":"http.refused"') == 3
+    assert life.after["stdout"].count(b'"event":"auth"') == len(life.told) + 2
+    assert life.after["stderr"] == b""
+    assert life.before["auth.db-wal"]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_no_file_and_no_output_holds_a_secret_in_any_spelling(life: Life, moment: str) -> None:
+    sought = [(where, spelling) for where, secret in life.secrets.items() for spelling in spellings(secret)]
+    files: dict[str, bytes] = getattr(life, moment)
+    assert any(ACCOUNT.encode() in data for data in files.values())
+    assert [(file, where) for file, data in files.items() for where, spelling in sought if spelling in data] == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_no_file_and_no_output_holds_a_token_or_a_part_of_one(life: Life, moment: str) -> None:
+    sought = [part.encode() for token in life.tokens for part in (token, *token.split("."))]
+    files: dict[str, bytes] = getattr(life, moment)
+    assert [file for file, data in files.items() if any(part in data for part in sought)] == []
+
+
+def test_a_verifier_stands_in_its_table_and_nowhere_else(life: Life) -> None:
+    ((verifier,),) = life.select("SELECT verifier FROM secrets")
+    assert verifier.startswith("$argon2id$")
+    assert life.select("SELECT body FROM log WHERE instr(body, 'argon2')") == []
+    for file, data in (life.before | life.after).items():
+        assert data.count(b"argon2") == (1 if file == "auth.db" else 0) or file.startswith("auth.db-"), file
