@@ -22,6 +22,10 @@ app.add_typer(config.app, name="config")
 
 
 def main() -> None:
+    # A file or socket that came to stand where stdin, stdout or stderr is closed would be taken for it.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
     try:
         app(prog_name="hubler-auth")
     except SystemExit as end:

@@ -324,7 +324,7 @@ class Service:
         structlog.get_logger().info(
             "service.started",
             version=version("hubler-auth"),
-            address=f"http://{self.settings.http.host}:{self.settings.http.port}",
+            address=self.settings.url,
             directory=str(self.settings.storage.directory),
         )
 

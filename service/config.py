@@ -176,9 +176,14 @@ class Settings:
     sources: Mapping[str, str] = attrs.field(factory=dict, eq=False)
 
     @property
-    def issuer(self) -> str:
+    def url(self) -> str:
+        """Where the service answers."""
         host = f"[{self.http.host}]" if ":" in self.http.host else self.http.host
-        return self.tokens.issuer or f"http://{host}:{self.http.port}"
+        return f"http://{host}:{self.http.port}"
+
+    @property
+    def issuer(self) -> str:
+        return self.tokens.issuer or self.url
 
     @property
     def audience(self) -> str:

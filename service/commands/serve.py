@@ -62,9 +62,7 @@ def _is_loopback(host: str) -> bool:
 def _print_example(chosen: Settings) -> None:
     # The caller's X-Request-ID is not the key of the record, so the line cannot name it in advance.
     body = f'{{"account": "{EXAMPLE_ACCOUNT}", "secret": "{EXAMPLE_SECRET}"}}'
-    host = f"[{chosen.http.host}]" if ":" in chosen.http.host else chosen.http.host
-    url = f"http://{host}:{chosen.http.port}{PATHS[0]}"
     say("\nGet a token; the answer's X-Request-ID names its record:\n")
-    say(f"curl -i {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n")
+    say(f"curl -i {chosen.url}{PATHS[0]} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n")
     say("Then see every step of it, in another terminal:\n")
     say("scripts/replay.py explain REQUEST_ID\n")

@@ -73,6 +73,8 @@ async def test_a_secret_set_is_the_accounts_and_one_newline_is_dropped(accounts:
         pytest.param(b"", "1 to 1024 bytes", id="empty"),
         pytest.param(b"\n", "1 to 1024 bytes", id="newline-alone"),
         pytest.param(b"x" * 1025, "1 to 1024 bytes", id="too-long"),
+        pytest.param(b"x" * 1024 + b"\n\n", "1 to 1024 bytes", id="too-long-with-a-newline"),
+        pytest.param("é".encode() * 1000, "1 to 1024 bytes", id="too-long-and-cut-within-a-character"),
         pytest.param(b"\xff", "not UTF-8", id="not-utf-8"),
     ],
 )
@@ -83,6 +85,13 @@ def test_a_bad_secret_is_refused_and_makes_no_account(
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "var" / "auth.db").exists()
+
+
+async def test_a_secret_may_be_1024_bytes_besides_its_newline(accounts: Accounts, start: Start) -> None:
+    secret = "é" * 512
+    assert accounts("add", ACCOUNT, "--secret-stdin", stdin=f"{secret}\n").exit_code == 0
+    running = await start()
+    assert (await running.authenticate(secret)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -107,11 +116,18 @@ def test_what_is_not_there_is_not_found(accounts: Accounts, verb: str) -> None:
     assert accounts(verb, ACCOUNT, *more, stdin=SECRET).exit_code == 3
 
 
-@pytest.mark.parametrize("verb", ["list", "show", "suspend"])
-def test_a_store_that_is_not_there_cannot_be_read(accounts: Accounts, verb: str) -> None:
-    result = accounts(verb, *([] if verb == "list" else [ACCOUNT]))
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["show", ACCOUNT], ["suspend", ACCOUNT], ["rotate", ACCOUNT, "--secret-stdin"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_store_that_is_not_there_cannot_be_read_and_is_not_made(
+    accounts: Accounts, arguments: list[str], tmp_path: Path
+) -> None:
+    result = accounts(*arguments, stdin=SECRET)
     assert result.exit_code == 4
     assert "auth.db" in result.stderr
+    assert not (tmp_path / "var").exists()
 
 
 @pytest.mark.parametrize("verb", ["list", "show"])
@@ -184,6 +200,20 @@ async def test_a_rotated_secret_is_asked_for_from_the_next_request_on(accounts: 
     accounts("rotate", ACCOUNT, "--secret-stdin", stdin="third")
     statuses = [(await running.authenticate(secret)).status for secret in (SECRET, "second", "third")]
     assert statuses == [401, 401, 200]
+
+
+def test_no_secret_is_printed_or_put_on_record(accounts: Accounts, tmp_path: Path) -> None:
+    secrets = ["first-s3cret", "second-s3cret"]
+    said = [accounts("add", ACCOUNT, "--secret-stdin", stdin=secrets[0])]
+    said.append(accounts("rotate", ACCOUNT, "--secret-stdin", "--overlap", "1h", stdin=secrets[1]))
+    said += [accounts("show", ACCOUNT, "--format", style) for style in ("table", "json", "ndjson", "csv")]
+    assert [result.exit_code for result in said] == [0] * 6
+    assert "s3cret" not in "".join(result.output for result in said)
+    assert "$argon2id$" not in "".join(result.output for result in said)
+    log = events(tmp_path / "var" / "auth.db")
+    assert [event["type"] for event in log] == ["account.created", "secret.set", "secret.rotated"]
+    assert "s3cret" not in json.dumps(log)
+    assert b"s3cret" not in (tmp_path / "var" / "auth.db").read_bytes()
 
 
 def test_an_unclaimed_account_is_shown_without_a_secret(accounts: Accounts) -> None:

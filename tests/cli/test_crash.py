@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from tests.cli.serving import Serving, environment, serving
-from tests.harness import ACCOUNT, JSON, events
+from tests.harness import ACCOUNT, JSON, events, until
 
 GRANTED = [
     "auth.requested",
@@ -82,6 +82,36 @@ async def crash_and_restart(directory: Path, seconds: float) -> None:
 async def test_a_killed_service_has_recorded_whatever_it_answered(tmp_path: Path) -> None:
     for _ in range(2):
         await crash_and_restart(tmp_path / "var", 0.4)
+
+
+async def test_an_attempt_cut_short_is_interrupted_where_it_was_and_claims_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "var"
+    slow = {"SECRETS__MEMORY_KIB": "65536", "SECRETS__ITERATIONS": "1000"}  # minutes
+    body = json.dumps({"account": ACCOUNT, "secret": "lost"})
+    with serving(directory, "--quickstart", **slow) as service:
+        async with aiohttp.ClientSession() as session:
+            asking = asyncio.create_task(session.post(f"{service.url}/auth", data=body, headers=JSON))
+            await until(lambda: events(directory / "auth.db")[-1]["type"] == "token.encoded")
+            service.process.kill()
+            with pytest.raises(aiohttp.ClientError):
+                await asking
+    before = events(directory / "auth.db")
+    with serving(directory) as service:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{service.url}/auth", data=body.replace("lost", "won"), headers=JSON) as answer,
+        ):
+            assert answer.status == 200
+    interrupted, started, *walk = events(directory / "auth.db")[len(before) :]
+    assert {key: interrupted[key] for key in ("type", "request_id", "position", "account")} == {
+        "type": "auth.interrupted",
+        "request_id": before[-1]["request_id"],
+        "position": 5,
+        "account": ACCOUNT,
+    }
+    assert started["type"] == "service.started"
+    assert [event["type"] for event in walk] == GRANTED
+    assert walk[-2]["action"] == "claimed"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.serving import environment, serving
+from tests.cli.serving import READY_SECONDS, environment, serving
 from tests.harness import ACCOUNT, SECRET, events, execute
 
 
@@ -57,6 +58,52 @@ def test_the_quick_start_prints_a_request_that_is_granted_and_how_to_explain_it(
     explained = run(tmp_path / "var", "replay", "explain", request_id)
     assert explained.returncode == 0
     assert explained.stdout.count(" passed ") == 5
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_line_of_the_quick_start_can_be_pasted(tmp_path: Path) -> None:
+    with serving(tmp_path / "var", "--quickstart") as service:
+        line = next(line for line in service.stderr.read_text().splitlines() if line.startswith("curl "))
+        pasted = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=10)
+        assert pasted.stdout.startswith("HTTP/1.1 200 OK")
+        assert service.stop() == 0
+        assert "hubble" not in service.stdout.read_text()
+    (granted,) = (event for event in events(tmp_path / "var" / "auth.db") if event["type"] == "auth.granted")
+    assert f"X-Request-ID: {granted['request_id']}\n" in pasted.stdout
+
+
+def test_the_quick_start_knows_how_an_ipv6_address_is_written(tmp_path: Path) -> None:
+    with serving(tmp_path / "var", "--quickstart", HTTP__HOST="::1") as service:
+        assert f"curl -i http://[::1]:{service.port}/auth " in service.stderr.read_text()
+        assert f'"address":"http://[::1]:{service.port}"' in service.stdout.read_text()
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"], ids=["stdin", "all-three"])
+def test_a_service_whose_standard_streams_are_closed_serves_and_stops_as_ever(closed: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = f"exec {shlex.quote(sys.executable)} -m service serve --quickstart {closed}"
+    settings = environment(tmp_path / "var", HTTP__PORT=str(port))
+    process = subprocess.Popen(["sh", "-c", command], env=settings, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + READY_SECONDS
+        while _status(port) != "200":  # the example account comes a moment after the socket
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(READY_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert events(tmp_path / "var" / "auth.db")[-1]["type"] == "service.stopped"
+
+
+def _status(port: int) -> str | None:
+    try:
+        return status(port, SECRET)
+    except ConnectionRefusedError:
+        return None
 
 
 def test_a_second_start_finds_everything_as_it_was(tmp_path: Path) -> None:
@@ -133,10 +180,19 @@ def test_a_second_service_on_the_directory_is_refused(tmp_path: Path) -> None:
     assert [event["type"] for event in events(tmp_path / "var" / "auth.db")].count("service.started") == 1
 
 
-def test_bad_configuration_is_refused_by_name(tmp_path: Path) -> None:
-    result = run(tmp_path / "var", "serve", HTTP__COLOUR="red")
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        pytest.param({"HTTP__COLOUR": "red"}, "http.colour", id="unknown-key"),
+        pytest.param({"HTTP__PORT": "many"}, "http.port", id="bad-value"),
+        pytest.param({"HTTP__HOST": "a" * 64}, "http.host", id="no-host-name"),
+    ],
+)
+def test_bad_configuration_is_refused_by_name(changes: dict[str, str], key: str, tmp_path: Path) -> None:
+    result = run(tmp_path / "var", "serve", **changes)
     assert result.returncode == 2
-    assert "http.colour" in result.stderr
+    assert key in result.stderr
+    assert not (tmp_path / "var").exists()
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
@@ -176,6 +232,15 @@ def test_a_signing_key_that_cannot_be_put_on_record_is_not_used(tmp_path: Path) 
     result = run(tmp_path / "var", "serve", TOKENS__ALGORITHM="ES256")
     assert result.returncode == 4
     assert "signing key" in result.stderr
+
+
+def test_attempts_that_cannot_be_looked_for_are_refused(tmp_path: Path) -> None:
+    with serving(tmp_path / "var") as service:
+        assert service.stop() == 0
+    execute(tmp_path / "var" / "auth.db", "DROP TABLE open_attempts")
+    result = run(tmp_path / "var", "serve")
+    assert result.returncode == 4
+    assert "cannot read" in result.stderr
 
 
 def test_a_log_that_takes_no_events_is_refused(tmp_path: Path) -> None:
