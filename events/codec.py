@@ -20,9 +20,9 @@ class UndecodableEvent(ValueError):
     """The bytes are no event: not canonical, not of a known type, or not of its shape."""
 
 
-def encode(event: Event) -> str:
+def encode(event: Event) -> bytes:
     """The body of `event`. Raises `UnicodeEncodeError` for text that UTF-8 cannot carry."""
-    return _ENCODER.encode(event).decode()
+    return _ENCODER.encode(event)
 
 
 def type_of(body: bytes) -> str:

@@ -51,7 +51,7 @@ class Outcome(Enum):
 class Part:
     """Bodies to append in order; with a `write`, only if that is done. `closes` is the attempt they end."""
 
-    bodies: list[str]
+    bodies: list[bytes]
     write: Write | None = None
     closes: str | None = None
 
@@ -65,6 +65,12 @@ class Batch:
     closed: set[str] = field(factory=set)
     waiters: list[tuple[int, asyncio.Future[Outcome]]] = field(factory=list)
     size: int = 0  # events
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Tell each waiter what became of its part. In the loop's thread, and only once all of it is on disk."""
+        for part, waiter in self.waiters:
+            if not waiter.done():  # a cancelled caller no longer asks
+                waiter.set_result(outcomes[part])
 
 
 @frozen
@@ -85,7 +91,7 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
     async def append(self, batch: Batch) -> Sequence[Outcome]:
-        """Put the batch on disk and give an outcome for each part, or raise `StoreError`: nothing is known then."""
+        """Put the batch on disk, settle it and give its outcomes, or raise `StoreError`: nothing is known then."""
 
     async def open_attempts(self) -> list[OpenAttempt]: ...
 
@@ -156,10 +162,10 @@ class EventLog:
     def record(self, event: AttemptEvent, epoch: int) -> None:
         """Queue an event that is not the attempt's last. Raises `LogUnavailable` if the epoch has passed."""
         self._check(epoch)
-        body = encode(event)
+        bodies = [encode(event)]
         if event.position == 0:
             self._pending.opened.add(event.request_id)
-        self._append([body])
+        self._append(bodies)
 
     async def commit(self, events: Sequence[Event], *, epoch: int | None = None, write: Write | None = None) -> Outcome:
         """Queue events and return once they are on disk, or, with a `write` that was not done, are not.
@@ -178,7 +184,6 @@ class EventLog:
         self._append(bodies, write, closes)
         waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._pending.waiters.append((len(self._pending.parts) - 1, waiter))
-        self._wake.set()
         return await waiter
 
     async def close_open_attempts(self) -> None:
@@ -214,15 +219,16 @@ class EventLog:
         if not self._ready or epoch != self._epoch:
             raise LogUnavailable
 
-    def _append(self, bodies: list[str], write: Write | None = None, closes: str | None = None) -> None:
-        parts = self._pending.parts
-        if write is None and parts and parts[-1].write is None:
-            parts[-1].bodies.extend(bodies)
+    def _append(self, bodies: list[bytes], write: Write | None = None, closes: str | None = None) -> None:
+        pending = self._pending
+        if not pending.parts:
+            self._idle.clear()
+            self._wake.set()
+        if write is None and pending.parts and pending.parts[-1].write is None:
+            pending.parts[-1].bodies.extend(bodies)
         else:
-            parts.append(Part(bodies, write, closes))
-        self._pending.size += len(bodies)
-        self._idle.clear()
-        self._wake.set()
+            pending.parts.append(Part(bodies, write, closes))
+        pending.size += len(bodies)
 
     async def _write(self) -> None:
         while True:
@@ -231,15 +237,11 @@ class EventLog:
             while self._pending.parts:
                 batch, self._pending = self._pending, Batch()
                 try:
-                    outcomes = await self._store.append(batch)
+                    await self._store.append(batch)
                 except Exception as error:
                     # Whatever it is: were the writer to end here, every caller would wait for ever.
                     self._on_fault(error)
                     await self._start_over(batch)
-                else:
-                    for part, waiter in batch.waiters:
-                        if not waiter.done():  # a cancelled caller no longer asks
-                            waiter.set_result(outcomes[part])
             self._idle.set()
 
     async def _start_over(self, batch: Batch) -> None:

@@ -53,6 +53,7 @@ READER = web.AppKey("READER", SqliteReader)
 KEYS = web.AppKey("KEYS", KeyRing)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
+AUTH = web.AppKey("AUTH", AuthHandler)
 
 
 class DirectoryInUse(Exception):
@@ -178,7 +179,7 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _routes(app: web.Application) -> None:
-    handler = AuthHandler(app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds)
+    handler = app[AUTH] = AuthHandler(app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds)
     for path in PATHS:
         resource = app.router.add_resource(path)
         resource.add_route("POST", handler.post, expect_handler=expect_continue)
@@ -265,10 +266,9 @@ class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         settings = self.app[SETTINGS]
-        unexpected = self.app[DEPS].answers.row("unexpected")
-        handle: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
+        routed: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
         return _Server(
-            edge(handle, unexpected),  # type: ignore[arg-type]  # an application's requests are `web.Request`
+            edge(self.app[AUTH], routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
             request_factory=made.request_factory,
             handler_cancellation=False,  # an attempt whose caller left is still walked to its end
             auto_decompress=False,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from attrs import field, frozen
+from attrs import field
 
 from events.codec import timestamp
 from events.log import EventLog, LogFull, LogUnavailable, Outcome, Write
@@ -49,6 +49,7 @@ from service.model import (
     Token,
     TokenProfile,
     WriteFailed,
+    frozen,
 )
 from service.stages.build_payload import build_payload
 from service.stages.encode import encode
@@ -214,6 +215,7 @@ class Attempt:
         self._subject = Subject()
         self._position = 0
         self._claimed = False
+        self._clock_offset_ns = arrival.at_us * 1000 - arrival.monotonic_ns
 
     # The events of a stage go on record in `step`, or not at all.
 
@@ -318,7 +320,7 @@ class Attempt:
 
     def _event(self, make: Callable[..., AttemptEvent], **members: Any) -> AttemptEvent:
         event = make(
-            recorded_at=timestamp(self._arrival.at_us + self._elapsed_us()),
+            recorded_at=timestamp((self._clock_offset_ns + time.monotonic_ns()) // 1000),
             request_id=self.id,
             position=self._position,
             account=self._subject.account,

@@ -52,7 +52,7 @@ class SecretHasher:
 
     def __init__(self, key: bytes, parameters: HashParameters, *, workers: int = 0, queue: int = 1024) -> None:
         self._key = key
-        self._parameters = parameters
+        self.prefix = parameters.prefix
         self._room = queue + (workers or _spare_cores())
         self._running = 0
         # Only on Linux does a thread have a priority of its own.
@@ -61,10 +61,6 @@ class SecretHasher:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-    @property
-    def prefix(self) -> str:
-        return self._parameters.prefix
 
     async def derive(self, secret: str, *, like: str | None = None) -> str:
         """A new verifier of `secret`; with `like`, under that verifier's salt and parameters.

@@ -75,7 +75,9 @@ def _is_json(headers: tuple[str, ...]) -> bool:
 
 
 def _is_identity(headers: tuple[str, ...]) -> bool:
-    return all(coding.strip().lower() in ("", "identity") for header in headers for coding in header.split(","))
+    return not headers or all(
+        coding.strip().lower() in ("", "identity") for header in headers for coding in header.split(",")
+    )
 
 
 def _parse(body: bytes) -> _Pairs:

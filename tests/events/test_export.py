@@ -12,7 +12,7 @@ from events.replay import Fault
 from tests.audit_log import DENIAL, USER, attempt, created, started, write_log
 
 EVENTS = [*started(), *attempt(1, *DENIAL, user_id=USER)]
-ROWS = [(seq, encode(event).encode()) for seq, event in enumerate(EVENTS)]
+ROWS = [(seq, encode(event)) for seq, event in enumerate(EVENTS)]
 
 
 def test_a_line_of_ndjson_is_the_body_with_its_seq() -> None:

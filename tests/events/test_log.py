@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Literal
 
+import attrs
 import pytest
 
 from events.codec import decode, encode, timestamp
@@ -53,9 +54,10 @@ class Disk:
             raise RuntimeError("this store does not keep to its contract")
         if fault == "not persisted":
             raise StoreError("nothing was written")
-        outcomes = await self._store.append(batch)
+        outcomes = await self._store.append(attrs.evolve(batch, waiters=[]))
         if fault == "persisted but reported as failed":
             raise StoreError("something was written")
+        batch.settle(outcomes)
         return outcomes
 
     async def open_attempts(self) -> list[OpenAttempt]:
@@ -108,7 +110,7 @@ async def log(start_log: StartLog) -> Log:
 
 
 def bodies(*events: Sequence[Event]) -> list[str]:
-    return [encode(event) for some in events for event in some]
+    return [encode(event).decode() for some in events for event in some]
 
 
 def interrupted(number: int, position: int, account: str | None = None, user_id: str | None = None) -> list[Event]:

@@ -93,7 +93,7 @@ def fault_of(*events: Event, start_of: dict[str, int] | None = None) -> Fault:
 
 
 def bodies(*events: Event) -> list[tuple[int, bytes]]:
-    return [(seq, encode(event).encode()) for seq, event in enumerate(events)]
+    return [(seq, encode(event)) for seq, event in enumerate(events)]
 
 
 # -- one attempt ----------------------------------------------------------------------

@@ -24,7 +24,7 @@ def part(events: Iterable[Event], write: Write | None = None, closes: str | None
 
 
 def bodies(*events: Iterable[Event]) -> list[str]:
-    return [encode(event) for some in events for event in some]
+    return [encode(event).decode() for some in events for event in some]
 
 
 def create(account: str = ACCOUNT) -> Write:
@@ -72,7 +72,7 @@ async def test_events_are_numbered_from_0_in_the_order_of_their_batches(place: P
 
 async def test_a_body_is_kept_to_the_byte(place: Place, store: Store) -> None:
     kept = [*GOLDEN, f'{{"operator":"{"x" * 100_000}","type":"t"}}']
-    await store.append(Batch([Part([body]) for body in kept]))
+    await store.append(Batch([Part([body.encode()]) for body in kept]))
     assert place.bodies() == kept
 
 
@@ -82,7 +82,7 @@ def test_any_text_is_kept_to_the_byte(place: Place, texts: list[str]) -> None:
     async def append() -> None:
         store = place.store()
         await store.open()
-        await store.append(Batch([Part(kept)]))
+        await store.append(Batch([Part([body.encode() for body in kept])]))
         await store.close()
 
     kept = bodies(AccountSuspended(recorded_at="", account="", operator=text) for text in texts)
@@ -107,7 +107,7 @@ async def test_batches_of_two_stores_at_once_interleave_whole_and_without_a_gap(
 
     async def fill(one: Store, name: str) -> None:
         for number in range(40):
-            batch = [f'{{"type":"{name}.{number}"}}'] * 3
+            batch = [f'{{"type":"{name}.{number}"}}'.encode()] * 3
             write = create(f"{name}{number:022d}") if number % 2 else None
             assert await one.append(Batch([Part(batch, write)])) == [DONE]
 

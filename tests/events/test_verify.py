@@ -125,7 +125,7 @@ def test_what_is_written_meanwhile_is_read_too(path: Path) -> None:
     assert pages[-1] == (report.events, report.events)
 
 
-ANOTHER = encode(attempt(9, REQUESTED)[0])
+ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
 
 
 @pytest.mark.parametrize(
