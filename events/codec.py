@@ -6,6 +6,7 @@ so one event has exactly one encoding, and what decodes must encode to itself ag
 """
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import msgspec
@@ -20,9 +21,8 @@ class UndecodableEvent(ValueError):
     """The bytes are no event: not canonical, not of a known type, or not of its shape."""
 
 
-def encode(event: Event) -> bytes:
-    """The body of `event`. Raises `UnicodeEncodeError` for text that UTF-8 cannot carry."""
-    return _ENCODER.encode(event)
+encode: Callable[[Event], bytes] = _ENCODER.encode
+"""The body of an event. Raises `UnicodeEncodeError` for text that UTF-8 cannot carry."""
 
 
 def type_of(body: bytes) -> str:

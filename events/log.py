@@ -161,18 +161,25 @@ class EventLog:
 
     def record(self, event: AttemptEvent, epoch: int) -> None:
         """Queue an event that is not the attempt's last. Raises `LogUnavailable` if the epoch has passed."""
-        self._check(epoch)
-        bodies = [encode(event)]
+        if not self._ready or epoch != self._epoch:
+            raise LogUnavailable
+        body = encode(event)
+        pending = self._pending
         if event.position == 0:
-            self._pending.opened.add(event.request_id)
-        self._append(bodies)
+            pending.opened.add(event.request_id)
+        if pending.parts and pending.parts[-1].write is None:
+            pending.parts[-1].bodies.append(body)
+            pending.size += 1
+        else:
+            self._append([body])
 
     async def commit(self, events: Sequence[Event], *, epoch: int | None = None, write: Write | None = None) -> Outcome:
         """Queue events and return once they are on disk, or, with a `write` that was not done, are not.
 
         Raises `LogUnavailable` when neither can be promised.
         """
-        self._check(self._epoch if epoch is None else epoch)
+        if not self._ready or epoch not in (None, self._epoch):
+            raise LogUnavailable
         bodies = [encode(event) for event in events]
         last = events[-1]
         closes = last.request_id if isinstance(last, AttemptEvent) and last.TYPE in TERMINAL else None
@@ -192,7 +199,8 @@ class EventLog:
         For an owner that lets no attempt go on. Raises `LogUnavailable`, `StoreError`.
         """
         await self._idle.wait()
-        self._check(self._epoch)  # while the store is reopened nobody else may ask it for anything
+        if not self._ready:  # while the store is reopened nobody else may ask it for anything
+            raise LogUnavailable
         await self._close_open_attempts()
 
     async def _close_open_attempts(self) -> None:
@@ -214,10 +222,6 @@ class EventLog:
         ]
         closed = {orphan.request_id for orphan in orphans}
         await self._store.append(Batch(parts=[Part(bodies)], closed=closed, size=len(bodies)))
-
-    def _check(self, epoch: int) -> None:
-        if not self._ready or epoch != self._epoch:
-            raise LogUnavailable
 
     def _append(self, bodies: list[bytes], write: Write | None = None, closes: str | None = None) -> None:
         pending = self._pending

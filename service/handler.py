@@ -16,6 +16,7 @@ import structlog
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from attrs import field, frozen
+from multidict import CIMultiDict
 
 from service import contract
 from service.contract import Row
@@ -30,12 +31,14 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(
     r"(?!ff)(?:00|(?!00)([0-9a-f]{2}))-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?(1)(?:-.*)?)"
 )
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Type": "application/json",
-    "Server": "hubler-auth",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = CIMultiDict(
+    {
+        "Cache-Control": "no-store",
+        "Content-Type": "application/json",
+        "Server": "hubler-auth",
+        "X-Content-Type-Options": "nosniff",
+    }
+)
 
 
 class _Randomness:
@@ -64,7 +67,8 @@ def new_request_id() -> str:
 
 def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
     """The answer for a row of the table, or one beside it."""
-    headers = _HEADERS | {"X-Request-ID": request_id}
+    headers = _HEADERS.copy()
+    headers["X-Request-ID"] = request_id
     if row.status == 401:
         headers["WWW-Authenticate"] = f'Bearer realm="{contract.REALM}"'
     if row.status == 405:
@@ -90,7 +94,9 @@ class AuthHandler:
         _log(self._log, arrival.request_id, found)
         if found.row is None:
             body = b'{"status":"success","token":"%b"}' % found.token.encode("ascii")
-            return web.Response(body=body, headers=_HEADERS | {"X-Request-ID": arrival.request_id})
+            headers = _HEADERS.copy()
+            headers["X-Request-ID"] = arrival.request_id
+            return web.Response(body=body, headers=headers)
         response = answer(found.row, arrival.request_id, found.detail)
         if raw.too_large or not raw.complete:
             response.force_close()  # where this request ends and the next begins, nobody has seen
@@ -115,8 +121,9 @@ class AuthHandler:
 
 
 async def _read(request: web.Request, timeout_seconds: float) -> RawRequest:
-    content_type = tuple(request.headers.getall("Content-Type", ()))
-    content_encoding = tuple(request.headers.getall("Content-Encoding", ()))
+    headers = request.headers
+    content_type = tuple(headers.getall("Content-Type", ()))
+    content_encoding = tuple(headers.getall("Content-Encoding", ()))
     if (request.content_length or 0) > MAX_BODY_BYTES:
         return RawRequest(b"", content_type, content_encoding, too_large=True)
     body = b""

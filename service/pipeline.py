@@ -245,7 +245,7 @@ class Attempt:
         if isinstance(result, Claim):
             self._begin(Subject(result.account, result.user_id))
         if stage.passed is not None:
-            self._record(self._event(stage.passed, **stage.facts(result)))
+            self._deps.log.record(self._event(stage.passed, **stage.facts(result)), self._epoch)
         return result
 
     async def grant(self, action: str, version: int, write: Write | None = None) -> bool:
@@ -304,17 +304,16 @@ class Attempt:
         if self._position == 0:
             arrival = self._arrival
             self._position = 1
-            self._record(
-                AuthRequested(
-                    recorded_at=timestamp(arrival.at_us),
-                    request_id=self.id,
-                    position=0,
-                    route=arrival.route,
-                    client_address=arrival.client_address,
-                    client_request_id=arrival.client_request_id,
-                    trace_id=arrival.trace_id,
-                )
+            requested = AuthRequested(
+                recorded_at=timestamp(arrival.at_us),
+                request_id=self.id,
+                position=0,
+                route=arrival.route,
+                client_address=arrival.client_address,
+                client_request_id=arrival.client_request_id,
+                trace_id=arrival.trace_id,
             )
+            self._deps.log.record(requested, self._epoch)
         if subject is not None:
             self._subject = subject
 
@@ -329,9 +328,6 @@ class Attempt:
         )
         self._position += 1
         return event
-
-    def _record(self, event: AttemptEvent) -> None:
-        self._deps.log.record(event, self._epoch)
 
     def _elapsed_us(self) -> int:
         return (time.monotonic_ns() - self._arrival.monotonic_ns) // 1000
