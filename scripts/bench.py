@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast the audited path is, beside what it can be compared with.
+"""How fast the audited path is, beside what it can be compared with, and what a long log costs.
 
 Every contender is a process of its own under closed-loop load from another; they take turns,
 several rounds, so that what disturbs the machine disturbs all of them. A speed is a ratio
@@ -45,7 +45,7 @@ from rich.table import Table
 from events.codec import timestamp
 from events.log import EventLog, Write
 from events.records import AccountCreated, SecretSet
-from events.sqlite import SqliteStore
+from events.sqlite import PAGE, SqliteReader, SqliteStore
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
 from service.app import hash_parameters, wall_clock
 from service.config import Settings, load
@@ -64,6 +64,8 @@ class Part(StrEnum):
     THROUGHPUT = "throughput"
     STORM = "storm"
     MEMORY = "memory"
+    LOG = "log"
+    GROWTH = "growth"
 
 
 class Format(StrEnum):
@@ -77,6 +79,8 @@ class Run:
 
     rounds: int
     seconds: int
+    events: int
+    grown_events: int
     folder: Path
     progress: Progress
     port: int
@@ -424,6 +428,107 @@ def memory(run: Run) -> dict[str, int]:
     return found
 
 
+# -- a long log -----------------------------------------------------------------------
+
+
+def grow(run: Run, database: Path, events: int) -> None:
+    task = run.progress.add_task(f"a log of {events:,} events", total=events)
+    command = [str(PYTHON), str(BENCH / "grow.py"), str(database), str(events)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            run.progress.update(task, completed=int(line))
+    if process.returncode:
+        raise SystemExit(f"the log could not be grown to {events} events")
+
+
+def queries(database: Path) -> dict[str, list[str]]:
+    """Commands that look one account and one request up, behind one that reads no log.
+
+    The account's newest attempts lie thousands of others apart, and the request is its oldest.
+    """
+    account = COLD[0]
+    with closing(SqliteReader(database)) as reader:
+        bodies = [json.loads(body) for _, body in reader.account_rows(account, 0, reader.size(), PAGE)]
+    request_id = next(body["request_id"] for body in bodies if "request_id" in body)
+    return {
+        "config show": ["config", "show"],
+        "replay list --account": ["replay", "list", "--account", account, "--limit", "20"],
+        "replay explain": ["replay", "explain", request_id],
+    }
+
+
+def command_times(run: Run, folder: Path, commands: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """What whole commands take, in turn; `own_ms` is what each takes beyond the first of them."""
+    task = run.progress.add_task("commands", total=run.rounds * len(commands))
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(run.rounds):
+        for name, arguments in commands.items():
+            began = time.perf_counter()
+            done = subprocess.run(
+                [*HUBLER_AUTH, *arguments],
+                cwd=ROOT,
+                env=os.environ | environment(folder, run.port),
+                capture_output=True,
+                text=True,
+            )
+            times[name].append((time.perf_counter() - began) * 1000)
+            if done.returncode:
+                raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr}")
+            run.progress.advance(task)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    base = next(iter(medians.values()))
+    return {name: {"ms": round(found, 1), "own_ms": round(found - base, 1)} for name, found in medians.items()}
+
+
+def start_times(run: Run, folders: dict[str, Path]) -> dict[str, float]:
+    """From the start of the process to its first answer, in milliseconds."""
+    task = run.progress.add_task("starts", total=run.rounds * len(folders))
+    times: dict[str, list[float]] = {name: [] for name in folders}
+    for _ in range(run.rounds):
+        for name, folder in folders.items():
+            began = time.perf_counter()
+            with started(run, warm(run), folder):
+                times[name].append((time.perf_counter() - began) * 1000)
+            run.progress.advance(task)
+    return {name: round(statistics.median(found), 1) for name, found in times.items()}
+
+
+def log(run: Run) -> dict[str, Any]:
+    """Starting on a long log and reading it. It was just written: the file is in the system's cache."""
+    (short, _), (long, chosen) = prepared(run, "short"), prepared(run, "long", COLD)
+    grow(run, chosen.database, run.events)
+    starts = start_times(run, {"short": short, "long": long})
+    with closing(SqliteReader(chosen.database)) as reader:
+        events = reader.size()
+    times = command_times(run, long, queries(chosen.database) | {"replay verify": ["replay", "verify"]})
+    return {
+        "events": events,
+        "start_ms": starts,
+        "commands": times,
+        "verify_events_per_second": round(events / times["replay verify"]["ms"] * 1000),
+    }
+
+
+def growth(run: Run) -> dict[str, Any]:
+    """Warm requests on a log that begins and on a very long one, in turn; and the commands on the long one."""
+    long, chosen = prepared(run, "grown", COLD)
+    grow(run, chosen.database, run.grown_events)
+    times = command_times(run, long, queries(chosen.database))
+    example = warm(run)
+    results: dict[str, list[Result]] = {"short": [], "long": []}
+    task = run.progress.add_task("growth", total=2 * run.rounds)
+    for number in range(run.rounds):
+        short, _ = prepared(run, f"short-{number}")  # anew: a round adds more to a log than it had
+        for name, folder in {"short": short, "long": long}.items():
+            with started(run, example, folder):
+                warm_up(run, example.load)
+                results[name].append(run_load(run, example.load, connections=CONNECTIONS, seconds=run.seconds))
+            run.progress.advance(task)
+    rows = {name: summary(found) for name, found in results.items()}
+    return {"events": run.grown_events, **rows, "long / short": ratios(rows["long"], rows["short"]), "commands": times}
+
+
 # -- what is shown --------------------------------------------------------------------
 
 
@@ -479,21 +584,45 @@ def show_memory(console: Console, found: dict[str, int]) -> None:
     console.print(f"Resident memory: {', '.join(sizes)}")
 
 
+def show_commands(console: Console, found: dict[str, Any]) -> None:
+    rows = [(name, f"{times['ms']:.0f}", f"{times['own_ms']:.0f}") for name, times in found["commands"].items()]
+    columns = ("whole command", "ms", "beyond the first, ms")
+    console.print(in_columns(f"On a log of {found['events']:,} events", columns, rows))
+
+
+def show_log(console: Console, found: dict[str, Any]) -> None:
+    show_commands(console, found)
+    console.print(f"Verified: {found['verify_events_per_second']:,} events/s")
+    starts = found["start_ms"]
+    console.print(f"Start to first answer: {starts['long']:.0f} ms, on an empty log {starts['short']:.0f} ms")
+
+
+def show_growth(console: Console, found: dict[str, Any]) -> None:
+    show_commands(console, found)
+    ratio = found["long / short"]
+    console.print(f"Warm, answers/s: {spread(found['long'])}, on an empty log {spread(found['short'])}")
+    console.print(f"Ratio: {ratio['rate']:.2f}, of p99 {ratio['p99']:.2f}")
+
+
 PARTS: dict[Part, tuple[Callable[[Run], dict[str, Any]], Callable[[Console, dict[str, Any]], None]]] = {
     Part.THROUGHPUT: (throughput, show_throughput),
     Part.STORM: (storm, show_storm),
     Part.MEMORY: (memory, show_memory),
+    Part.LOG: (log, show_log),
+    Part.GROWTH: (growth, show_growth),
 }
 
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="How often each takes its turn.")] = 5,
     seconds: Annotated[int, typer.Option(min=1, help="How long each turn under load lasts.")] = 5,
+    events: Annotated[int, typer.Option(min=20_000, help="How long the log of the part `log` is.")] = 1_000_000,
+    grown_events: Annotated[int, typer.Option(help="The same of `growth`; 0 leaves it out.")] = 5_000_000,
     only: Annotated[list[Part] | None, typer.Option(help="A part to run; may be repeated.")] = None,
     format: Annotated[Format, typer.Option("--format", help="How it is written to stdout.")] = Format.TABLE,
 ) -> None:
-    """Measure hubler-auth beside its ceiling and a peer."""
-    parts = [part for part in PARTS if part in (only or PARTS)]
+    """Measure hubler-auth beside its ceiling and a peer, and on a long log."""
+    parts = [part for part in PARTS if part in (only or PARTS) and (part is not Part.GROWTH or grown_events)]
     found: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -502,7 +631,7 @@ def main(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hubler-auth-bench-")))
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-        run = Run(rounds, seconds, folder, progress, free_port())
+        run = Run(rounds, seconds, events, grown_events, folder, progress, free_port())
         for part in parts:
             measure, _ = PARTS[part]
             found[part] = measure(run)
