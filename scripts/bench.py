@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""How fast the audited path is, beside what it can be compared with.
+"""How fast the audited path is, beside what it can be compared with, and what a long log costs.
 
-Every contender is a process of its own under closed-loop load from `wrk`; they take turns,
+Every contender is a process of its own under closed-loop load from another; they take turns,
 several rounds, so that what disturbs the machine disturbs all of them. A speed is a ratio
-of two medians of one run. Nothing here is a test: figures depend on the machine.
+of two medians of one run. Nothing here is a test: figures depend on the machine, and on the
+disk under the temporary directory (`TMPDIR`), where all logs are kept.
 """
 
+import asyncio
+import http.client
 import json
 import os
 import platform
@@ -18,8 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +35,9 @@ if Path(sys.prefix) != PYTHON.parent.parent:
         sys.exit("There is no .venv yet: ./scripts/test makes it.")
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
-import asyncio
-
 import typer
-from attrs import field, frozen
+from attrs import evolve, field, frozen
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -42,7 +45,7 @@ from rich.table import Table
 from events.codec import timestamp
 from events.log import EventLog, Write
 from events.records import AccountCreated, SecretSet
-from events.sqlite import SqliteStore
+from events.sqlite import PAGE, SqliteReader, SqliteStore
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
 from service.app import hash_parameters, wall_clock
 from service.config import Settings, load
@@ -50,14 +53,42 @@ from service.keys import secrets_key
 from service.verifier import SecretHasher
 
 BENCH = ROOT / "scripts" / "bench"
-COLD_ACCOUNTS = 4000  # more than are asked for while the load lasts, so that none is asked for twice
+HUBLER_AUTH = [str(PYTHON), "-m", "service", "--config", str(ROOT / "config.toml")]
+CONNECTIONS = 32
+COLD = [f"{number:024x}" for number in range(1, 4001)]  # more than are asked for in one turn, so that none is twice
 WRONG = '{"account": "%s", "secret": "another"}'
 EXAMPLE = '{"account": "%s", "secret": "%s"}'
 
 
+class Part(StrEnum):
+    THROUGHPUT = "throughput"
+    STORM = "storm"
+    MEMORY = "memory"
+    LOG = "log"
+    GROWTH = "growth"
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+@frozen
+class Run:
+    """What all parts share. One process listens at a time, so one port serves them all."""
+
+    rounds: int
+    seconds: int
+    events: int
+    grown_events: int
+    folder: Path
+    progress: Progress
+    port: int
+
+
 @frozen
 class Load:
-    """What `wrk` is told. `bodies` are sent in turn."""
+    """What the load client is told. `bodies` are sent in turn."""
 
     bodies: list[str]
     path: str = "/auth"
@@ -78,10 +109,12 @@ class Result:
 
 @frozen
 class Contender:
+    """`start` begins, in the folder it is given, the process that `load` is sent to."""
+
     name: str
     load: Load
     start: Callable[[Path], "subprocess.Popen[bytes]"] = field(repr=False)
-    port: int
+    connections: tuple[int, ...] = (CONNECTIONS,)
 
 
 def free_port() -> int:
@@ -89,32 +122,45 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def settings(directory: Path, port: int) -> Settings:
-    return load(ROOT / "config.toml", environment(directory, port))
-
-
-def environment(directory: Path, port: int) -> dict[str, str]:
+def environment(folder: Path, port: int) -> dict[str, str]:
     return {
-        "HUBLER_AUTH__STORAGE__DIRECTORY": str(directory),
+        "HUBLER_AUTH__STORAGE__DIRECTORY": str(folder / "var"),
         "HUBLER_AUTH__HTTP__PORT": str(port),
         "HUBLER_AUTH__LOGS__FORMAT": "json",
     }
 
 
-def run_load(port: int, given: Load, *, connections: int, seconds: int, folder: Path) -> Result:
+# -- load -----------------------------------------------------------------------------
+
+
+def has_wrk() -> bool:
+    return shutil.which("wrk") is not None
+
+
+@contextmanager
+def under_load(run: Run, given: Load, *, connections: int, seconds: int) -> Iterator["subprocess.Popen[str]"]:
     """Closed-loop load for `seconds`: each connection sends its next request when it has its answer."""
-    bodies = folder / "bodies"
-    bodies.write_text("".join(body + "\n" for body in given.bodies))
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency"]
-    variables = {"BODIES": str(bodies), "TARGET": given.path, "CONTENT_TYPE": given.content_type}
-    output = subprocess.run(
-        [*command, "-s", str(BENCH / "load.lua"), f"http://127.0.0.1:{port}"],
-        env=os.environ | variables,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    if has_wrk():
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency"]
+        command += ["-s", str(BENCH / "load.lua"), f"http://127.0.0.1:{run.port}"]
+    else:
+        command = [str(PYTHON), str(BENCH / "client.py"), str(run.port), str(connections), str(seconds)]
+    with tempfile.NamedTemporaryFile("w", dir=run.folder) as bodies:
+        bodies.writelines(body + "\n" for body in given.bodies)
+        bodies.flush()
+        variables = {"BODIES": bodies.name, "TARGET": given.path, "CONTENT_TYPE": given.content_type}
+        with subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True) as process:
+            yield process
+
+
+def run_load(run: Run, given: Load, *, connections: int, seconds: int) -> Result:
+    with under_load(run, given, connections=connections, seconds=seconds) as process:
+        output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the load client ended with {process.returncode}")
     found = json.loads(output.strip().splitlines()[-1])
+    if not found["requests"]:
+        raise SystemExit(f"nothing answers on port {run.port}")
     return Result(
         rate=found["requests"] / found["seconds"],
         p50_ms=found["p50_us"] / 1000,
@@ -125,11 +171,19 @@ def run_load(port: int, given: Load, *, connections: int, seconds: int, folder: 
     )
 
 
+def warm_up(run: Run, given: Load) -> None:
+    """As long as the peer's compiler needs; of all contenders it is the one that needs it."""
+    # From the other end of the bodies: what is sent here must not be remembered in what is measured.
+    run_load(run, evolve(given, bodies=given.bodies[-1000:]), connections=CONNECTIONS, seconds=2)
+    time.sleep(1)  # the hashes that its last requests asked for end meanwhile
+
+
 @contextmanager
-def started(contender: Contender, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def started(run: Run, contender: Contender, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """The contender's process, from its first answer on."""
     process = contender.start(folder)
     try:
-        wait_for(contender.port, process)
+        wait_for(run.port, process)
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
@@ -140,9 +194,11 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+                connection.request("GET", "/")  # no attempt: it leaves no event
+                connection.getresponse()
         except OSError:
-            time.sleep(0.02)
+            time.sleep(0.002)
         else:
             return
     raise SystemExit(f"nothing answers on port {port}")
@@ -155,13 +211,14 @@ def service(port: int) -> Callable[[Path], "subprocess.Popen[bytes]"]:
     """hubler-auth as it ships: its own configuration, logging on, every answer on disk before it leaves."""
 
     def start(folder: Path) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [str(PYTHON), "-m", "service", "--config", str(ROOT / "config.toml"), "serve", "--quickstart"],
-            cwd=ROOT,
-            env=os.environ | environment(folder / "var", port),
-            stdout=(folder / "log").open("wb"),
-            stderr=subprocess.DEVNULL,
-        )
+        with (folder / "log").open("wb") as output:
+            return subprocess.Popen(
+                [*HUBLER_AUTH, "serve"],
+                cwd=ROOT,
+                env=os.environ | environment(folder, port),
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+            )
 
     return start
 
@@ -196,9 +253,29 @@ def install_oidc_provider() -> str | None:
     return None if done.returncode == 0 else "npm could not install it"
 
 
-async def add_cold_accounts(chosen: Settings) -> list[str]:
+def warm(run: Run, *connections: int) -> Contender:
+    """Grants to the example account, whose secret is remembered."""
+    example = Load([EXAMPLE % (EXAMPLE_ACCOUNT, EXAMPLE_SECRET)])
+    return Contender("warm", example, service(run.port), connections or (CONNECTIONS,))
+
+
+def cold(run: Run) -> Contender:
+    """Grants to one account after the other, each of which takes a hash."""
+    return Contender("cold", Load([EXAMPLE % (account, EXAMPLE_SECRET) for account in COLD]), service(run.port))
+
+
+def prepared(run: Run, name: str, accounts: Sequence[str] = ()) -> tuple[Path, Settings]:
+    """A folder that the service has run in: its key is made. The example account is there, and so are `accounts`."""
+    folder = run.folder / name
+    (folder / "var").mkdir(parents=True, mode=0o700)
+    chosen = load(ROOT / "config.toml", environment(folder, run.port))
+    asyncio.run(add_accounts(chosen, [EXAMPLE_ACCOUNT, *accounts]))
+    with started(run, warm(run), folder):
+        return folder, chosen
+
+
+async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
     """Accounts whose secrets are set and nowhere remembered. One verifier serves for all: it names no account."""
-    accounts = [f"{number:024x}" for number in range(1, COLD_ACCOUNTS + 1)]
     hasher = SecretHasher(secrets_key(chosen.keys_directory), hash_parameters(chosen))
     verifier = await hasher.derive(EXAMPLE_SECRET)
     hasher.close()
@@ -221,10 +298,9 @@ async def add_cold_accounts(chosen: Settings) -> list[str]:
         )
     )
     await log.stop()
-    return accounts
 
 
-# -- what is measured -----------------------------------------------------------------
+# -- the service under load -----------------------------------------------------------
 
 
 def summary(results: list[Result]) -> dict[str, Any]:
@@ -233,9 +309,19 @@ def summary(results: list[Result]) -> dict[str, Any]:
         "rate": round(statistics.median(rates)),
         "lowest": round(min(rates)),
         "highest": round(max(rates)),
-        "p50_ms": round(statistics.median(result.p50_ms for result in results), 2),
-        "p99_ms": round(statistics.median(result.p99_ms for result in results), 2),
+        "p50_ms": round(statistics.median(result.p50_ms for result in results), 3),
+        "p99_ms": round(statistics.median(result.p99_ms for result in results), 3),
+        "granted": sum(result.granted for result in results),
+        "refused": sum(result.refused for result in results),
         "errors": sum(result.errors for result in results),
+    }
+
+
+def ratios(found: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    return {
+        "rate": round(found["rate"] / other["rate"], 3),
+        "p50": round(found["p50_ms"] / other["p50_ms"], 3),
+        "p99": round(found["p99_ms"] / other["p99_ms"], 3),
     }
 
 
@@ -254,153 +340,309 @@ def database_bytes(database: Path) -> int:
     return int(size)
 
 
-def measure(rounds: int, seconds: int, progress: Progress, folder: Path) -> dict[str, Any]:
-    port, ceiling_port, peer_port = free_port(), free_port(), free_port()
-    chosen = settings(folder / "var", port)
-    chosen.storage.directory.mkdir(mode=0o700)
-    accounts = asyncio.run(add_cold_accounts(chosen))
-    example = Load([EXAMPLE % (EXAMPLE_ACCOUNT, EXAMPLE_SECRET)])
-    warm = Contender("warm", example, service(port), port)
-    with started(warm, folder):  # makes the signing key, and claims the account
-        run_load(port, example, connections=1, seconds=1, folder=folder)
+def throughput(run: Run) -> dict[str, Any]:
+    """Every contender at 32 connections, the ceiling and what is held against it also at 1 and 256."""
+    folder, chosen = prepared(run, "throughput", COLD)
     (key,) = (path for path in chosen.keys_directory.glob("*.pem") if not path.name.endswith(".pub.pem"))
+    levels = (1, CONNECTIONS, 256)
+    audited = service(run.port)
     contenders = [
-        Contender("ceiling", example, ceiling(ceiling_port, key), ceiling_port),
-        warm,
-        Contender("cold", Load([EXAMPLE % (account, EXAMPLE_SECRET) for account in accounts]), service(port), port),
-        Contender("refused: wrong secret", Load([WRONG % EXAMPLE_ACCOUNT]), service(port), port),
-        Contender("refused: unknown account", Load([WRONG % ("f" * 24)]), service(port), port),
-        Contender(
-            "refused: malformed body",
-            Load(['{"account": "5723073937d63a18396a1bae", "secret"'], "/auth"),
-            service(port),
-            port,
-        ),
+        Contender("ceiling", warm(run).load, ceiling(run.port, key), levels),
+        warm(run, *levels),
+        cold(run),
+        Contender("refused: wrong secret", Load([WRONG % EXAMPLE_ACCOUNT]), audited),
+        Contender("refused: unknown account", Load([WRONG % ("f" * 24)]), audited),
+        Contender("refused: malformed body", Load(['{"account": "5723073937d63a18396a1bae", "secret"']), audited),
     ]
     missing = install_oidc_provider()
     if missing is None:
         form = f"grant_type=client_credentials&client_id={EXAMPLE_ACCOUNT}&client_secret={EXAMPLE_SECRET}"
         peer = Load([form], "/token", "application/x-www-form-urlencoded")
-        contenders.append(Contender("oidc-provider", peer, oidc_provider(peer_port), peer_port))
+        contenders.append(Contender("oidc-provider", peer, oidc_provider(run.port)))
 
-    results: dict[str, list[Result]] = {contender.name: [] for contender in contenders}
-    latency: dict[str, dict[int, list[Result]]] = {"ceiling": {}, "warm": {}}
-    growth: dict[str, float] = {}
-    steps = progress.add_task("throughput", total=rounds * (len(contenders) + 4))
-    for _ in range(rounds):
+    results: dict[str, dict[int, list[Result]]] = {
+        contender.name: {connections: [] for connections in contender.connections} for contender in contenders
+    }
+    grown: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    steps = run.progress.add_task("throughput", total=run.rounds * sum(len(one.connections) for one in contenders))
+    for _ in range(run.rounds):
         for contender in contenders:
-            with started(contender, folder):
-                run_load(contender.port, contender.load, connections=1, seconds=1, folder=folder)
-                before = database_bytes(chosen.database)
-                found = run_load(contender.port, contender.load, connections=32, seconds=seconds, folder=folder)
-                after = database_bytes(chosen.database)
-                results[contender.name].append(found)
-                if contender.name in ("warm", "refused: unknown account"):
-                    growth[contender.name] = (after - before) / (found.granted + found.refused)
-                progress.advance(steps)
-                for connections in (1, 256) if contender.name in latency else ():
-                    found = run_load(
-                        contender.port, contender.load, connections=connections, seconds=seconds, folder=folder
-                    )
-                    latency[contender.name].setdefault(connections, []).append(found)
-                    progress.advance(steps)
+            with started(run, contender, folder):
+                warm_up(run, contender.load)
+                for connections in contender.connections:
+                    before = database_bytes(chosen.database)
+                    found = run_load(run, contender.load, connections=connections, seconds=run.seconds)
+                    added = database_bytes(chosen.database) - before
+                    grown[contender.name].append(added / (found.granted + found.refused))
+                    results[contender.name][connections].append(found)
+                    run.progress.advance(steps)
 
+    rows = {name: {str(at): summary(found) for at, found in by.items()} for name, by in results.items()}
     return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "contenders": {name: summary(found) for name, found in results.items()},
-        "latency": {
-            name: {str(connections): summary(found) for connections, found in by.items()}
-            for name, by in latency.items()
+        "contenders": rows,
+        "ratios": {
+            f"warm / {other}": {at: ratios(rows["warm"][at], row) for at, row in rows[other].items()}
+            for other in ("ceiling", "oidc-provider")
+            if other in rows
         },
-        "bytes_per_granted": round(growth["warm"]),
-        "bytes_per_refused": round(growth["refused: unknown account"]),
+        "bytes_per_granted": round(statistics.median(grown["warm"])),
+        "bytes_per_refused": round(statistics.median(grown["refused: unknown account"])),
         "left_out": {} if missing is None else {"oidc-provider": missing},
-        "during_storm": storm(warm, contenders[2], seconds, folder, progress),
-        "memory": memory(warm, folder, progress),
     }
 
 
-def storm(warm: Contender, cold: Contender, seconds: int, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Warm requests alone, then while as many cold ones as there are cores keep the hash pool full."""
-    task = progress.add_task("cold storm", total=2)
-    with started(warm, folder), tempfile.TemporaryDirectory() as other:
-        run_load(warm.port, warm.load, connections=1, seconds=1, folder=folder)
-        alone = run_load(warm.port, warm.load, connections=32, seconds=seconds, folder=folder)
-        progress.advance(task)
-        bodies = Path(other) / "bodies"
-        bodies.write_text("".join(body + "\n" for body in cold.load.bodies))
-        stormy = subprocess.Popen(
-            ["wrk", "-t1", "-c8", f"-d{seconds + 2}s", "-s", str(BENCH / "load.lua"), f"http://127.0.0.1:{warm.port}"],
-            env=os.environ | {"BODIES": str(bodies)},
-            stdout=subprocess.DEVNULL,
-        )
-        time.sleep(1)
-        beside = run_load(warm.port, warm.load, connections=32, seconds=seconds, folder=folder)
-        stormy.wait()
-        progress.advance(task)
-    return {"alone": round(alone.rate), "beside": round(beside.rate), "ratio": round(beside.rate / alone.rate, 3)}
+def storm(run: Run) -> dict[str, Any]:
+    """Warm requests alone, then while eight connections of cold ones keep the hash pool full."""
+    folder, _ = prepared(run, "storm", COLD)
+    example, others = warm(run), cold(run)
+    task = run.progress.add_task("storm", total=2 * run.rounds)
+    alone, beside = [], []
+    for _ in range(run.rounds):
+        with started(run, example, folder):
+            warm_up(run, example.load)
+            alone.append(run_load(run, example.load, connections=CONNECTIONS, seconds=run.seconds))
+            run.progress.advance(task)
+            with under_load(run, others.load, connections=8, seconds=run.seconds + 2) as stormy:
+                time.sleep(1)
+                beside.append(run_load(run, example.load, connections=CONNECTIONS, seconds=run.seconds))
+                stormy.communicate()
+            run.progress.advance(task)
+    found = {"alone": summary(alone), "beside": summary(beside)}
+    return found | {"beside / alone": ratios(found["beside"], found["alone"])}
 
 
-def memory(warm: Contender, folder: Path, progress: Progress) -> dict[str, int]:
+def memory(run: Run) -> dict[str, int]:
     """Resident memory after 20,000, 100,000 and 200,000 requests, in KiB."""
+    folder, _ = prepared(run, "memory")
+    example = warm(run)
     found: dict[str, int] = {}
-    task = progress.add_task("memory", total=200_000)
-    with started(warm, folder) as process:
+    task = run.progress.add_task("memory", total=200_000)
+    with started(run, example, folder) as process:
         done = 0
         for goal in (20_000, 100_000, 200_000):
             while done < goal:
-                load_once = run_load(warm.port, warm.load, connections=32, seconds=2, folder=folder)
+                load_once = run_load(run, example.load, connections=CONNECTIONS, seconds=2)
                 done += load_once.granted + load_once.refused
-                progress.update(task, completed=done)
+                run.progress.update(task, completed=done)
             found[str(goal)] = resident_kib(process)
     return found
+
+
+# -- a long log -----------------------------------------------------------------------
+
+
+def grow(run: Run, database: Path, events: int) -> None:
+    task = run.progress.add_task(f"a log of {events:,} events", total=events)
+    command = [str(PYTHON), str(BENCH / "grow.py"), str(database), str(events)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            run.progress.update(task, completed=int(line))
+    if process.returncode:
+        raise SystemExit(f"the log could not be grown to {events} events")
+
+
+def queries(database: Path) -> dict[str, list[str]]:
+    """Commands that look one account and one request up, behind one that reads no log.
+
+    The account's newest attempts lie thousands of others apart, and the request is its oldest.
+    """
+    account = COLD[0]
+    with closing(SqliteReader(database)) as reader:
+        bodies = [json.loads(body) for _, body in reader.account_rows(account, 0, reader.size(), PAGE)]
+    request_id = next(body["request_id"] for body in bodies if "request_id" in body)
+    return {
+        "config show": ["config", "show"],
+        "replay list --account": ["replay", "list", "--account", account, "--limit", "20"],
+        "replay explain": ["replay", "explain", request_id],
+    }
+
+
+def command_times(run: Run, folder: Path, commands: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """What whole commands take, in turn; `own_ms` is what each takes beyond the first of them."""
+    task = run.progress.add_task("commands", total=run.rounds * len(commands))
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(run.rounds):
+        for name, arguments in commands.items():
+            began = time.perf_counter()
+            done = subprocess.run(
+                [*HUBLER_AUTH, *arguments],
+                cwd=ROOT,
+                env=os.environ | environment(folder, run.port),
+                capture_output=True,
+                text=True,
+            )
+            times[name].append((time.perf_counter() - began) * 1000)
+            if done.returncode:
+                raise SystemExit(f"{name} ended with {done.returncode}: {done.stderr}")
+            run.progress.advance(task)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    base = next(iter(medians.values()))
+    return {name: {"ms": round(found, 1), "own_ms": round(found - base, 1)} for name, found in medians.items()}
+
+
+def start_times(run: Run, folders: dict[str, Path]) -> dict[str, float]:
+    """From the start of the process to its first answer, in milliseconds."""
+    task = run.progress.add_task("starts", total=run.rounds * len(folders))
+    times: dict[str, list[float]] = {name: [] for name in folders}
+    for _ in range(run.rounds):
+        for name, folder in folders.items():
+            began = time.perf_counter()
+            with started(run, warm(run), folder):
+                times[name].append((time.perf_counter() - began) * 1000)
+            run.progress.advance(task)
+    return {name: round(statistics.median(found), 1) for name, found in times.items()}
+
+
+def log(run: Run) -> dict[str, Any]:
+    """Starting on a long log and reading it. It was just written: the file is in the system's cache."""
+    (short, _), (long, chosen) = prepared(run, "short"), prepared(run, "long", COLD)
+    grow(run, chosen.database, run.events)
+    starts = start_times(run, {"short": short, "long": long})
+    with closing(SqliteReader(chosen.database)) as reader:
+        events = reader.size()
+    times = command_times(run, long, queries(chosen.database) | {"replay verify": ["replay", "verify"]})
+    return {
+        "events": events,
+        "start_ms": starts,
+        "commands": times,
+        "verify_events_per_second": round(events / times["replay verify"]["ms"] * 1000),
+    }
+
+
+def growth(run: Run) -> dict[str, Any]:
+    """Warm requests on a log that begins and on a very long one, in turn; and the commands on the long one."""
+    long, chosen = prepared(run, "grown", COLD)
+    grow(run, chosen.database, run.grown_events)
+    times = command_times(run, long, queries(chosen.database))
+    example = warm(run)
+    results: dict[str, list[Result]] = {"short": [], "long": []}
+    task = run.progress.add_task("growth", total=2 * run.rounds)
+    for number in range(run.rounds):
+        short, _ = prepared(run, f"short-{number}")  # anew: a round adds more to a log than it had
+        for name, folder in {"short": short, "long": long}.items():
+            with started(run, example, folder):
+                warm_up(run, example.load)
+                results[name].append(run_load(run, example.load, connections=CONNECTIONS, seconds=run.seconds))
+            run.progress.advance(task)
+    rows = {name: summary(found) for name, found in results.items()}
+    return {"events": run.grown_events, **rows, "long / short": ratios(rows["long"], rows["short"]), "commands": times}
 
 
 # -- what is shown --------------------------------------------------------------------
 
 
-def show(found: dict[str, Any]) -> None:
-    console = Console()
-    base = found["contenders"]["ceiling"]["rate"]
-    table = Table(title=f"32 connections, {found['machine']}, {found['date']}")
-    for column in ("contender", "answers/s", "lowest", "highest", "of the ceiling", "p50 ms", "p99 ms", "errors"):
-        table.add_column(column, justify="left" if column == "contender" else "right")
-    for name, row in found["contenders"].items():
-        share = f"{row['rate'] / base:.2f}"
-        cells = (row["rate"], row["lowest"], row["highest"], share, row["p50_ms"], row["p99_ms"], row["errors"])
-        table.add_row(name, *map(str, cells))
-    console.print(table)
-    for name, by in found["latency"].items():
-        for connections, row in by.items():
-            console.print(f"{name}, {connections} connections: p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms")
-    peer = found["contenders"].get("oidc-provider")
-    if peer:
-        console.print(f"warm / oidc-provider: {found['contenders']['warm']['rate'] / peer['rate']:.2f}")
+def in_columns(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(title=title, title_justify="left", box=MARKDOWN)
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def spread(row: dict[str, Any]) -> str:
+    return f"{row['rate']:,} ({row['lowest']:,} to {row['highest']:,})"
+
+
+def show_throughput(console: Console, found: dict[str, Any]) -> None:
+    base = found["contenders"]["ceiling"]
+    columns = ("contender", "connections", "answers/s", "of the ceiling", "p50 ms", "p99 ms", "granted", "errors")
+    rows = [
+        (
+            name,
+            at,
+            spread(row),
+            f"{row['rate'] / base[at]['rate']:.3f}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['granted'] / (row['granted'] + row['refused']):.0%}",
+            str(row["errors"]),
+        )
+        for name, by in found["contenders"].items()
+        for at, row in by.items()
+    ]
+    console.print(in_columns("Under load", columns, rows))
+    rows = [
+        (name, at, *(f"{ratio[key]:.2f}" for key in ("rate", "p50", "p99")))
+        for name, by in found["ratios"].items()
+        for at, ratio in by.items()
+    ]
+    console.print(in_columns("Ratios", ("", "connections", "answers/s", "p50", "p99"), rows))
     for name, why in found["left_out"].items():
         console.print(f"{name} is left out: {why}")
-    console.print(f"bytes of database: {found['bytes_per_granted']} a grant, {found['bytes_per_refused']} a refusal")
-    storm_found = found["during_storm"]
-    console.print(f"warm beside a cold storm: {storm_found['ratio']} of {storm_found['alone']}/s")
-    console.print("resident memory, KiB: " + ", ".join(f"{size} after {at}" for at, size in found["memory"].items()))
+    console.print(f"Bytes of database: {found['bytes_per_granted']} a grant, {found['bytes_per_refused']} a refusal")
+
+
+def show_storm(console: Console, found: dict[str, Any]) -> None:
+    ratio = found["beside / alone"]["rate"]
+    console.print(f"Warm beside a cold storm: {ratio:.2f} of what it is alone, {spread(found['alone'])}")
+
+
+def show_memory(console: Console, found: dict[str, int]) -> None:
+    sizes = (f"{size / 1024:.1f} MiB after {int(at):,} requests" for at, size in found.items())
+    console.print(f"Resident memory: {', '.join(sizes)}")
+
+
+def show_commands(console: Console, found: dict[str, Any]) -> None:
+    rows = [(name, f"{times['ms']:.0f}", f"{times['own_ms']:.0f}") for name, times in found["commands"].items()]
+    columns = ("whole command", "ms", "beyond the first, ms")
+    console.print(in_columns(f"On a log of {found['events']:,} events", columns, rows))
+
+
+def show_log(console: Console, found: dict[str, Any]) -> None:
+    show_commands(console, found)
+    console.print(f"Verified: {found['verify_events_per_second']:,} events/s")
+    starts = found["start_ms"]
+    console.print(f"Start to first answer: {starts['long']:.0f} ms, on an empty log {starts['short']:.0f} ms")
+
+
+def show_growth(console: Console, found: dict[str, Any]) -> None:
+    show_commands(console, found)
+    ratio = found["long / short"]
+    console.print(f"Warm, answers/s: {spread(found['long'])}, on an empty log {spread(found['short'])}")
+    console.print(f"Ratio: {ratio['rate']:.2f}, of p99 {ratio['p99']:.2f}")
+
+
+PARTS: dict[Part, tuple[Callable[[Run], dict[str, Any]], Callable[[Console, dict[str, Any]], None]]] = {
+    Part.THROUGHPUT: (throughput, show_throughput),
+    Part.STORM: (storm, show_storm),
+    Part.MEMORY: (memory, show_memory),
+    Part.LOG: (log, show_log),
+    Part.GROWTH: (growth, show_growth),
+}
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="How often each contender takes its turn.")] = 5,
-    seconds: Annotated[int, typer.Option(help="How long each turn lasts.")] = 5,
-    format: Annotated[str, typer.Option("--format", help="table or json.")] = "table",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each takes its turn.")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="How long each turn under load lasts.")] = 5,
+    events: Annotated[int, typer.Option(min=20_000, help="How long the log of the part `log` is.")] = 1_000_000,
+    grown_events: Annotated[int, typer.Option(help="The same of `growth`; 0 leaves it out.")] = 5_000_000,
+    only: Annotated[list[Part] | None, typer.Option(help="A part to run; may be repeated.")] = None,
+    format: Annotated[Format, typer.Option("--format", help="How it is written to stdout.")] = Format.TABLE,
 ) -> None:
-    """Measure hubler-auth beside its ceiling and a peer."""
-    if shutil.which("wrk") is None:
-        raise SystemExit("wrk is needed: Debian's package wrk has it.")
+    """Measure hubler-auth beside its ceiling and a peer, and on a long log."""
+    parts = [part for part in PARTS if part in (only or PARTS) and (part is not Part.GROWTH or grown_events)]
+    found: dict[str, Any] = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "client": "wrk" if has_wrk() else "scripts/bench/client.py",
+    }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hubler-auth-bench-")))
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-        found = measure(rounds, seconds, progress, folder)
-    if format == "json":
+        run = Run(rounds, seconds, events, grown_events, folder, progress, free_port())
+        for part in parts:
+            measure, _ = PARTS[part]
+            found[part] = measure(run)
+    if format is Format.JSON:
         print(json.dumps(found, indent=2))
-    else:
-        show(found)
+        return
+    console = Console(width=130, highlight=False)
+    console.print(f"{found['machine']}, {found['date']}; load from {found['client']}")
+    for part in parts:
+        _, show = PARTS[part]
+        show(console, found[part])
 
 
 if __name__ == "__main__":
