@@ -181,7 +181,7 @@ class EventLog:
         if not self._ready or epoch not in (None, self._epoch):
             raise LogUnavailable
         bodies = [encode(event) for event in events]
-        last = events[-1]
+        last = events[-1] if events else None
         closes = last.request_id if isinstance(last, AttemptEvent) and last.TYPE in TERMINAL else None
         if closes is not None and write is None:
             if closes in self._pending.opened:

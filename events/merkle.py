@@ -32,6 +32,10 @@ def leaf_hashes(entries: Iterable[bytes]) -> list[bytes]:
     return [sha256(b"\x00" + entry).digest() for entry in entries]
 
 
+def split_hashes(joined: bytes) -> list[bytes]:
+    return [joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES)]
+
+
 def _parents(hashes: Sequence[bytes]) -> list[bytes]:
     return [sha256(b"\x01" + left + right).digest() for left, right in zip(hashes[::2], hashes[1::2], strict=False)]
 

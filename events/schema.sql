@@ -33,6 +33,33 @@ SELECT seq,
        body
 FROM log;
 
+-- The RFC 6962 tree over `log`, leaf i being the body of event i: its complete tiles, as C2SP tlog-tiles
+-- has them. What lies beyond the last of them is hashed from `log` again. `root` is the one hash that
+-- stands for the tile one level above.
+CREATE TABLE tiles (
+    level  INTEGER NOT NULL,
+    tile   INTEGER NOT NULL,
+    root   BLOB NOT NULL,
+    hashes BLOB NOT NULL,
+    PRIMARY KEY (level, tile)
+) STRICT, WITHOUT ROWID;
+
+-- The head of the tree, moved by whatever appends: how many leaves, and the roots of the perfect subtrees
+-- they make, largest first.
+CREATE TABLE tree (
+    id    INTEGER PRIMARY KEY CHECK (id = 0),
+    size  INTEGER NOT NULL,
+    nodes BLOB NOT NULL
+) STRICT;
+
+INSERT INTO tree VALUES (0, 0, x'');
+
+-- Every checkpoint that was signed, as C2SP signed notes. None is needed to go on; all are checked by `verify`.
+CREATE TABLE checkpoints (
+    size INTEGER PRIMARY KEY,
+    note TEXT NOT NULL
+) STRICT;
+
 -- Attempts on disk with no terminal event yet: what recovery has to close.
 CREATE TABLE open_attempts (
     request_id BLOB PRIMARY KEY

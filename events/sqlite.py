@@ -17,15 +17,16 @@ from typing import Any, TypeVar
 
 import aiosqlite
 import orjson
-from attrs import frozen
+from attrs import frozen, mutable
 
 from events.log import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL
 
 T = TypeVar("T")
 
 APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by
@@ -55,12 +56,16 @@ def _find_sqlite() -> Any:
 
 
 # What the writer runs, in the order a batch needs it.
-_HEAD = "SELECT coalesce(max(seq) + 1, 0) FROM log"
+_SIZE = "SELECT coalesce(max(seq) + 1, 0) FROM log"
+_TREE = "SELECT size, nodes FROM tree"
+_MOVE = "UPDATE tree SET size = ?, nodes = ? WHERE size = ?"
+_TILE = "INSERT INTO tiles (level, tile, root, hashes) VALUES (?, ?, ?, ?)"
+_TILE_ROOTS = "SELECT root FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile"
 _OPEN = "INSERT INTO open_attempts (request_id) SELECT unhex(value) FROM json_each(?)"
 _CLOSE = "DELETE FROM open_attempts WHERE request_id IN (SELECT unhex(value) FROM json_each(?))"
 _APPEND = f"""
 INSERT INTO log (seq, body, request_id, account)
-SELECT (SELECT coalesce(max(seq) + 1, 0) FROM log) + key,
+SELECT ? + key,
        value,
        CASE WHEN json_extract(value, '$.position') = 0 THEN unhex(json_extract(value, '$.request_id')) END,
        CASE WHEN json_extract(value, '$.request_id') IS NULL
@@ -98,12 +103,17 @@ _WRITES: dict[str, tuple[str, ...]] = {
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, :version, :verifier)",
     ),
     "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :now",),
+    "keep_checkpoint": ("INSERT INTO checkpoints (size, note) VALUES (:size, :note) ON CONFLICT DO NOTHING",),
     "activate_new_key": (
         "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
         " ON CONFLICT DO NOTHING",
         "UPDATE signing_keys SET state = CASE kid WHEN :kid THEN 'active' ELSE 'published' END",
     ),
 }
+
+
+class BrokenTree(StoreError):
+    """The tree lacks hashes that its size says it has."""
 
 
 class _Connection(aiosqlite.Connection):
@@ -129,6 +139,7 @@ class SqliteStore:
         self._lock_timeout_seconds = lock_timeout_seconds
         self._sqlite = _find_sqlite()
         self._connection: _Connection | None = None
+        self._tree: _Tree | None = None  # as of this store's last commit; None where that is not known
 
     @property
     def sqlite_version(self) -> str:
@@ -153,6 +164,7 @@ class SqliteStore:
     async def close(self) -> None:
         """Let go of the file, whatever state it is in."""
         connection, self._connection = self._connection, None
+        self._tree = None
         if connection is not None:
             await connection.close()
 
@@ -214,27 +226,31 @@ class SqliteStore:
         connection.execute("COMMIT")
 
     def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
-        if len(batch.parts) == 1 and batch.parts[0].write is None and not batch.opened and not batch.closed:
-            # A transaction of one statement: what a loaded service commits, with the GIL given up only once.
-            connection.execute(_APPEND, (_array(batch.parts[0].bodies),))
-            return [Outcome.DONE]
+        tree, self._tree = self._tree, None
         connection.execute("BEGIN IMMEDIATE")
         try:
+            size, nodes = connection.execute(_TREE).fetchone()
+            if tree is None or tree.size != size:  # another process appended
+                tree = _read_tree(connection, size, nodes)
             if batch.opened:
                 connection.execute(_OPEN, (_json(batch.opened),))
             outcomes = []
+            appended: list[bytes] = []
             for part in batch.parts:
                 outcome = Outcome.DONE if part.write is None else self._try(connection, part)
                 if outcome is Outcome.DONE:
-                    connection.execute(_APPEND, (_array(part.bodies),))
+                    connection.execute(_APPEND, (size + len(appended), _array(part.bodies)))
+                    appended += part.bodies
                 outcomes.append(outcome)
             if batch.closed:
                 connection.execute(_CLOSE, (_json(batch.closed),))
+            _grow(connection, tree, appended)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        self._tree = tree
         return outcomes
 
     def _try(self, connection: Any, part: Part) -> Outcome:
@@ -256,6 +272,43 @@ class SqliteStore:
             connection.execute("ROLLBACK TO part")
         connection.execute("RELEASE part")
         return outcome
+
+
+@mutable
+class _Tree:
+    """The head of the tree, and the leaf hashes of the tile that is not complete yet."""
+
+    frontier: Frontier
+    leaves: list[bytes]
+
+    @property
+    def size(self) -> int:
+        return self.frontier.size
+
+
+def _read_tree(connection: Any, size: int, nodes: bytes) -> _Tree:
+    frontier = Frontier(size, split_hashes(nodes))
+    rows = connection.execute(f"SELECT {_BODY} FROM log WHERE seq >= ? ORDER BY seq", (size - size % TILE_WIDTH,))
+    return _Tree(frontier, leaf_hashes(body for (body,) in rows))
+
+
+def _grow(connection: Any, tree: _Tree, bodies: list[bytes]) -> None:
+    """Move the head of the tree, and store the tiles that are complete now."""
+    before = tree.size
+    leaves = leaf_hashes(bodies)
+    completed = tree.frontier.extend(leaves)
+    tree.leaves += leaves
+    for level, roots in enumerate(completed):
+        first = before >> TILE_HEIGHT * (level + 1)
+        for tile, root in enumerate(roots, first):
+            if level == 0:
+                hashes = b"".join(tree.leaves[:TILE_WIDTH])
+                del tree.leaves[:TILE_WIDTH]
+            else:
+                below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
+                hashes = b"".join(row[0] for row in connection.execute(_TILE_ROOTS, below))
+            connection.execute(_TILE, (level, tile, root, hashes))
+    connection.execute(_MOVE, (tree.size, b"".join(tree.frontier.nodes), before))
 
 
 # Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:
@@ -401,7 +454,35 @@ class SqliteReader:
 
     def size(self) -> int:
         """How many events there are, if none is missing: one more than the highest `seq`."""
-        return int(self._rows(_HEAD)[0][0])
+        return int(self._rows(_SIZE)[0][0])
+
+    def tree_head(self) -> Frontier:
+        """The head of the tree as the last commit left it."""
+        size, nodes = self._rows(_TREE)[0]
+        return Frontier(size, split_hashes(nodes))
+
+    def hashes(self, level: int, first: int, end: int) -> list[bytes]:
+        """`events.merkle.Read`. Raises `BrokenTree` where the tree does not reach so far."""
+        tile, offset = divmod(first, TILE_WIDTH)
+        whole = self._rows("SELECT hashes FROM tiles WHERE level = ? AND tile = ?", (level, tile))
+        if whole:
+            found = split_hashes(whole[0][0])[offset : offset + end - first]
+        elif level:
+            found = [root for (root,) in self._rows(_TILE_ROOTS, (level - 1, first, end))]
+        else:
+            found = leaf_hashes(row[1] for row in self.log_rows(first, end, TILE_WIDTH))
+        if len(found) != end - first:
+            raise BrokenTree(f"the tree in {self._path} lacks hashes of level {level} from {first} on")
+        return found
+
+    def newest_checkpoint(self, least: int = 0) -> str | None:
+        """The newest kept checkpoint, if it covers at least so many events."""
+        rows = self._rows("SELECT note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT 1", (least,))
+        return str(rows[0][0]) if rows else None
+
+    def checkpoints(self, after: int = -1, limit: int = 1000) -> list[tuple[int, str]]:
+        """At most `limit` kept checkpoints of more than `after` events: each with the size it is kept under."""
+        return self._rows("SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", (after, limit))
 
     def log_rows(self, first: int, end: int, limit: int) -> list[LogRow]:
         """At most `limit` rows of `log` from `first` up to, not with, `end`, in order."""

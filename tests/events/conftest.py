@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from events.log import Store
+from events.merkle import TILE_WIDTH, Frontier, frontier
 from events.sqlite import AccountRow, KeyRow, SecretRow, SqliteReader, SqliteStore
 
 
@@ -32,6 +33,25 @@ class Place:
         reader = SqliteReader(self.path)
         try:
             return reader.account_secrets(account)
+        finally:
+            reader.close()
+
+    def tree(self) -> tuple[Frontier, list[bytes]]:
+        """The head of the tree as it is kept, and every leaf hash as the tiles and the log give it."""
+        reader = SqliteReader(self.path)
+        try:
+            head = reader.tree_head()
+            starts = range(0, head.size, TILE_WIDTH)
+            leaves = [reader.hashes(0, at, min(at + TILE_WIDTH, head.size)) for at in starts]
+            assert frontier(head.size, reader.hashes) == head
+            return head, [leaf for some in leaves for leaf in some]
+        finally:
+            reader.close()
+
+    def checkpoints(self) -> list[tuple[int, str]]:
+        reader = SqliteReader(self.path)
+        try:
+            return reader.checkpoints()
         finally:
             reader.close()
 

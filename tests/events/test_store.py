@@ -1,6 +1,7 @@
 """What any store has to do: the suite runs against each kind there is."""
 
 import asyncio
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from events.codec import encode
 from events.log import Batch, OpenAttempt, Outcome, Part, Store, StoreError, Write
+from events.merkle import Frontier, leaf_hashes
 from events.records import AccountSuspended, Event
 from events.sqlite import _WRITES
 from tests.audit_log import ACCOUNT, DENIAL, GRANT, OTHER, REQUESTED, USER, VALIDATED, VERIFIED, attempt, rid, started
@@ -246,9 +248,61 @@ async def test_a_new_key_is_the_active_one_and_a_known_one_changes_nothing(place
     assert place.bodies() == bodies(started(), started())
 
 
+def keep(size: int, note: str) -> Write:
+    return Write("keep_checkpoint", {"size": size, "note": note})
+
+
+async def test_a_checkpoint_is_kept_once(place: Place, store: Store) -> None:
+    for size, note, outcome in [(7, "a", DONE), (9, "b", DONE), (7, "c", LOST)]:
+        assert await store.append(Batch([part([], keep(size, note))])) == [outcome]
+    assert place.checkpoints() == [(7, "a"), (9, "b")]
+
+
+# -- the tree -------------------------------------------------------------------------
+
+
+def check_tree(place: Place) -> None:
+    leaves = leaf_hashes(body.encode() for body in place.bodies())
+    grown = Frontier()
+    grown.extend(leaves)
+    assert place.tree() == (grown, leaves)
+
+
+async def test_the_tree_grows_with_the_log_whatever_the_sizes_of_the_batches(place: Place, store: Store) -> None:
+    chance = random.Random(7)
+    number = 0
+    for _ in range(40):
+        size = chance.choice([1, 3, 7, 100, 255, 256, 257, 600])
+        await store.append(Batch([Part([b'{"n":%d}' % (number + at) for at in range(size)])]))
+        number += size
+        check_tree(place)
+
+
+async def test_the_tree_has_what_was_done_alone(place: Place, store: Store) -> None:
+    parts = [part(started(), create()), part(started(), create()), part(started())]
+    assert await store.append(Batch(parts)) == [DONE, LOST, DONE]
+    check_tree(place)
+    assert place.tree()[0].size == 2
+
+
+async def test_two_stores_that_take_turns_grow_one_tree(place: Place, store: Store) -> None:
+    other = place.store()
+    await other.open()
+    for number in range(60):
+        await (store, other)[number % 2].append(Batch([Part([b'{"n":%d}' % number] * 9)]))
+    await other.close()
+    check_tree(place)
+
+
+async def test_tiles_of_tiles_are_kept_too(place: Place, store: Store) -> None:
+    await store.append(Batch([Part([b"{}"] * 300)]))
+    await store.append(Batch([Part([b"{}"] * 65_536)]))
+    check_tree(place)
+
+
 def test_every_write_is_in_these_tables() -> None:
     tried = {write.name for change in CHANGES for write in change.values if isinstance(write, Write)}
-    assert tried | {activate("a", 0).name} == set(_WRITES)
+    assert tried | {activate("a", 0).name, keep(0, "").name} == set(_WRITES)
 
 
 @pytest.mark.parametrize(
