@@ -158,9 +158,9 @@ class Proof:
 
 def _take_apart(note: str) -> tuple[str, list[tuple[str, bytes]]]:
     """The text of a note, and of each signature the key's name, then the key's id and the signature in one."""
-    text, _, rest = note.rpartition("\n\n")
+    text, empty, rest = note.rpartition("\n\n")
     lines = rest.split("\n")
-    if _NOT_IN_NOTES.search(note) or not text or lines.pop() or not 0 < len(lines) <= MAX_SIGNATURES:
+    if _NOT_IN_NOTES.search(note) or not empty or lines.pop() or not 0 < len(lines) <= MAX_SIGNATURES:
         raise CheckpointError("is no signed note")
     return f"{text}\n", [_signature(line) for line in lines]
 
