@@ -4,9 +4,7 @@ What is opened first is closed last: the lock, the log, the keys, the hash pool,
 """
 
 import asyncio
-import fcntl
 import gc
-import os
 import signal
 import socket
 import time
@@ -20,12 +18,14 @@ import structlog
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.web_protocol import _ErrInfo
 
+from events.checkpoint import Signer
 from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
 from events.records import KeyActivated, KeyCreated, ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
 from service import logs
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
+from service.checkpoints import Anchor, check, lock, prepare
 from service.config import Settings
 from service.contract import Answers
 from service.handler import (
@@ -56,10 +56,6 @@ DEPS = web.AppKey("DEPS", Deps)
 AUTH = web.AppKey("AUTH", AuthHandler)
 
 
-class DirectoryInUse(Exception):
-    """Another service runs on `storage.directory`."""
-
-
 class CannotListen(Exception):
     """The address cannot be listened on; the text names it."""
 
@@ -75,7 +71,7 @@ def hash_parameters(settings: Settings) -> HashParameters:
 
 
 def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.Application:
-    """The service, not yet started. Starting it raises `DirectoryInUse`, `StoreError`, `KeyFileError`."""
+    """The service, not yet started. Starting it raises what `Service.start` does."""
     app = web.Application()
     app[SETTINGS] = settings
     app[CLOCK] = clock
@@ -85,24 +81,25 @@ def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.A
 
 
 async def _directory(app: web.Application) -> AsyncIterator[None]:
-    directory = app[SETTINGS].storage.directory
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"cannot open {directory}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DirectoryInUse(f"another service runs on {directory}") from None
+    with lock(app[SETTINGS].storage.directory):
         yield
-    finally:
-        os.close(descriptor)
 
 
 async def _log(app: web.Application) -> AsyncIterator[None]:
-    settings, clock = app[SETTINGS], app[CLOCK]
+    settings = app[SETTINGS]
+    signer = await prepare(settings)
+    reader = app[READER] = SqliteReader(settings.database)
+    try:
+        if reader.size():
+            check(settings, signer.verifier, reader)
+        async for _ in _open_log(app, signer):
+            yield
+    finally:
+        reader.close()
+
+
+async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]:
+    settings, clock, reader = app[SETTINGS], app[CLOCK], app[READER]
     store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
     log = app[LOG] = EventLog(store, clock, max_pending=settings.audit.max_pending_events, on_fault=log_fault)
     await log.start(owns_attempts=True)
@@ -111,13 +108,18 @@ async def _log(app: web.Application) -> AsyncIterator[None]:
             recorded_at=timestamp(clock()), version=version("hubler-auth"), sqlite_version=store.sqlite_version
         )
         await log.commit([started])
-        app[READER] = SqliteReader(settings.database)
+        anchor = Anchor(settings, signer, log, reader)
+        await anchor.sign()
+        signing = asyncio.create_task(anchor.keep_signing())
         yield
-        app[READER].close()
+        signing.cancel()
+        await asyncio.gather(signing, return_exceptions=True)
         # Where the log cannot be written any more, the next start closes what is open.
         with suppress(LogUnavailable, StoreError):
             await log.close_open_attempts()
             await log.commit([ServiceStopped(recorded_at=timestamp(clock()))])
+            await anchor.sign()
+        reader.close()  # before the writer does: the last to close tidies up, which a reader cannot
     finally:
         await log.stop()
 
@@ -304,7 +306,7 @@ class Service:
         self._clock = clock
 
     async def start(self) -> None:
-        """Raises `CannotListen`, `DirectoryInUse`, `StoreError`, `KeyFileError`."""
+        """Raises `CannotListen`, `DirectoryInUse`, `RolledBack`, `StoreError`, `KeyFileError`, `OriginDiffers`."""
         bound = listen(self._given.http.host, self._given.http.port)
         try:
             # Port 0 asks for any: from here on the settings say which.

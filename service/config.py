@@ -152,8 +152,13 @@ class Secrets:
     cache_ttl_seconds: float = _duration("1h")
 
 
+_ORIGIN = r"([^\s+\x00-\x1f\x7f\ud800-\udfff]{1,256})?"
+
+
 @frozen
 class Audit:
+    origin: str = _text("", _ORIGIN, "a name without spaces and plus signs, such as auth.example.com/log")
+    checkpoint_interval_seconds: float = _duration("1s", least="50ms", most="1h")
     max_pending_events: int = _integer(65_536, 64, 10_000_000)
 
 
@@ -192,6 +197,10 @@ class Settings:
     @property
     def database(self) -> Path:
         return self.storage.directory / "auth.db"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.storage.directory / "checkpoint"
 
     @property
     def keys_directory(self) -> Path:

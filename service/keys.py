@@ -1,7 +1,8 @@
 """Keys on disk: made once, written atomically, readable by the owner alone, loaded once as objects.
 
 `keys/KID.pem` (HS256: `keys/KID.bin`) signs tokens, `keys/KID.pub.pem` beside it verifies
-them, and `keys/secrets.key` keys the hash under every verifier. Which key signs is on
+them; `keys/log.pem` signs the log's checkpoints and `keys/log.vkey` verifies those; and
+`keys/secrets.key` keys the hash under every secret's verifier. Which key signs is on
 record in the log and in `signing_keys`; the files only hold the material.
 """
 
@@ -20,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt import PyJWS
 from jwt.algorithms import get_default_algorithms
 
+from events.checkpoint import CheckpointError, Signer, Verifier
+
 RSA_BITS = 3072  # NIST SP 800-57 part 1: 128 bits of security, the same as the other algorithms have
 SYMMETRIC_BYTES = 32  # RFC 7518, section 3.2: at least the size of the hash
 
@@ -32,6 +35,10 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 class KeyFileError(Exception):
     """A key file cannot be made, read or used; the text names it."""
+
+
+class OriginDiffers(Exception):
+    """`audit.origin` is not the log's; the text says so."""
 
 
 @frozen
@@ -92,11 +99,8 @@ def create_signing_key(directory: Path, alg: str) -> SigningKey:
     public = material.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    private = material.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
     _write(directory / f"{key.kid}.pub.pem", public)
-    _write(directory / f"{key.kid}.pem", private)
+    _write(directory / f"{key.kid}.pem", _private_pem(material))
     return key
 
 
@@ -127,6 +131,51 @@ def secrets_key(directory: Path) -> bytes:
     if len(key) != SYMMETRIC_BYTES:
         raise KeyFileError(f"{path} is not {SYMMETRIC_BYTES} bytes long")
     return key
+
+
+def log_signer(directory: Path, origin: str, *, create: bool) -> Signer:
+    """The log's own key, which signs its checkpoints under the log's origin; with `create`, made if it is not there.
+
+    An origin of "" is any; a key that is made then gets one that nobody else has. Raises `KeyFileError`,
+    `OriginDiffers`.
+    """
+    private, public = directory / "log.pem", directory / "log.vkey"
+    if create and not private.exists():
+        _write(private, _private_pem(ed25519.Ed25519PrivateKey.generate()))
+    try:
+        key = serialization.load_pem_private_key(_read(private), password=None)
+    except KeyFileError:
+        raise
+    except Exception as error:
+        raise KeyFileError(f"{private} holds no usable key ({type(error).__name__})") from None
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise KeyFileError(f"{private} holds no Ed25519 key")
+    if create and not public.exists():
+        name = origin or f"hubler-auth/{secrets.token_hex(16)}"
+        _write(public, f"{Signer(name, key).verifier}\n".encode())
+    verifier = log_verifier(directory)
+    signer = Signer(verifier.name, key)
+    if signer.verifier != verifier:
+        raise KeyFileError(f"{private} holds another key than {public}")
+    if origin not in ("", verifier.name):
+        raise OriginDiffers(f"audit.origin is {origin}, and this log has had another since its first start")
+    return signer
+
+
+def log_verifier(directory: Path) -> Verifier:
+    """The public half of the log's key. Raises `KeyFileError`."""
+    path = directory / "log.vkey"
+    try:
+        return Verifier.parse(_read(path).decode().removesuffix("\n"))
+    except (CheckpointError, UnicodeDecodeError):
+        raise KeyFileError(f"{path} holds no verifier key") from None
+
+
+def _private_pem(key: Any) -> bytes:
+    pem: bytes = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return pem
 
 
 def _thumbprint(alg: str, material: Any) -> str:

@@ -14,6 +14,7 @@ from events.log import EventLog, LogUnavailable, StoreError
 from events.sqlite import AccountRow, SqliteReader, SqliteStore
 from service.accounts import AccountDesk, AccountExists, NoSuchAccount, NothingToChange
 from service.app import hash_parameters, wall_clock
+from service.checkpoints import RolledBack, prepare
 from service.commands.console import (
     ConfigOption,
     Exit,
@@ -26,7 +27,7 @@ from service.commands.console import (
     write_rows,
 )
 from service.config import LONGEST, Settings, format_duration, parse_duration
-from service.keys import KeyFileError, secrets_key
+from service.keys import KeyFileError, OriginDiffers, secrets_key
 from service.model import HashFailed
 from service.stages.validate import MAX_SECRET_BYTES
 from service.verifier import SecretHasher
@@ -223,7 +224,8 @@ def _at_the_desk(
     async def run() -> None:
         if create:
             chosen.storage.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        store = SqliteStore(chosen.database, create=create, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+            await prepare(chosen)
+        store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
         log = EventLog(store, wall_clock)
         await log.start(owns_attempts=False)
         try:
@@ -242,6 +244,10 @@ def _at_the_desk(
         fail(Exit.USAGE, f"the account {error}")
     except HashFailed:
         fail(Exit.USAGE, "Argon2 cannot hash with the configured secrets.memory_kib")
+    except OriginDiffers as error:
+        fail(Exit.USAGE, str(error))
+    except RolledBack as error:
+        fail(Exit.BROKEN, str(error))
     except (StoreError, KeyFileError) as error:
         fail(Exit.UNREADABLE, str(error))
     except OSError as error:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,12 +24,14 @@ import orjson
 import typer
 from rich.progress import Progress
 
+from events.checkpoint import CheckpointError, parse
 from events.codec import timestamp, type_of
+from events.export import tiles
 from events.export.rows import FORMATS
 from events.log import EventLog, LogUnavailable, StoreError
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
-from events.sqlite import PAGE, SqliteReader, SqliteStore
+from events.sqlite import PAGE, BrokenTree, SqliteReader, SqliteStore
 from events.verify import Report, verify
 from service.accounts import operator
 from service.app import wall_clock
@@ -116,11 +119,9 @@ def explain_(
     format: FormatOption = Format.TABLE,
 ) -> None:
     """What became of one request, and why: a sentence and a timeline."""
-    wanted = request_id.strip().replace("-", "").lower()
-    if not re.fullmatch(r"[0-9a-f]{32}", wanted):
-        fail(Exit.NOT_FOUND, "a request id is 32 hex digits, as in X-Request-ID or a token's jti; there is no other")
-    with _log_of(settings(context, config)) as reader:
-        rows, over = _rows_of(reader, wanted)
+    wanted = request_id_of(request_id)
+    with log_of(settings(context, config)) as reader:
+        rows, over = rows_of(reader, wanted)
     if not rows:
         fail(Exit.NOT_FOUND, f"there is no request {wanted}")
     found = explain(wanted, rows, over=over)
@@ -142,10 +143,18 @@ def explain_(
     else:
         write_rows(found.timeline, TIMELINE, format)
     if found.fault is not None:
-        _fail(found.fault)
+        broken(found.fault)
 
 
-def _rows_of(reader: SqliteReader, request_id: str) -> tuple[list[tuple[int, bytes]], bool]:
+def request_id_of(text: str) -> str:
+    """The id that an argument is; ends the command where it is none."""
+    wanted = text.strip().replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{32}", wanted):
+        fail(Exit.NOT_FOUND, "a request id is 32 hex digits, as in X-Request-ID or a token's jti; there is no other")
+    return wanted
+
+
+def rows_of(reader: SqliteReader, request_id: str) -> tuple[list[tuple[int, bytes]], bool]:
     """The events of a request in order, and whether its service stopped or another started before it ended."""
     start = reader.attempt_start(request_id)
     if start is None:
@@ -225,7 +234,7 @@ def list_(
         until=None if until is None else timestamp(until),
     )
     columns = EVENT_COLUMNS if type else ATTEMPT_COLUMNS
-    with _log_of(settings(context, config)) as reader:
+    with log_of(settings(context, config)) as reader:
         end = reader.size()
         events = wanted.select(_forward(reader, 0, end, _indexed(wanted)))
         if limit is not None:
@@ -279,7 +288,7 @@ def _coming(reader: SqliteReader, end: int) -> Iterator[tuple[int, bytes]]:
 @app.command("verify")
 def verify_(context: typer.Context, config: ConfigOption = None, format: FormatOption = Format.TABLE) -> None:
     """Whether the log holds from its first event to its last; names the first that does not."""
-    with _log_of(settings(context, config)) as reader:
+    with log_of(settings(context, config)) as reader:
         report = _verified(reader)
     attempts, open_attempts = report.replay.attempts, list(report.replay.open)
     if format is Format.JSON:
@@ -312,7 +321,7 @@ def verify_(context: typer.Context, config: ConfigOption = None, format: FormatO
         }
         write_rows([line], VERIFY_COLUMNS, format)
     if report.fault is not None:
-        _fail(report.fault)
+        broken(report.fault)
 
 
 def _verified(reader: SqliteReader) -> Report:
@@ -337,7 +346,7 @@ def state(
 ) -> None:
     """Accounts, keys and counts, rebuilt from events alone; without --at also compared with the tables."""
     fault = None
-    with _log_of(settings(context, config)) as reader:
+    with log_of(settings(context, config)) as reader:
         if at is not None:
             replay = _replay_until(reader, timestamp(at))
         else:
@@ -369,7 +378,7 @@ def state(
     else:
         write_rows(rows, ACCOUNT_COLUMNS, format)
     if fault is not None:
-        _fail(fault)
+        broken(fault)
 
 
 def _replay_until(reader: SqliteReader, until: str) -> Replay:
@@ -413,35 +422,66 @@ def _counts(replay: Replay) -> list[Row]:
 # -- export ---------------------------------------------------------------------------
 
 
+class ExportFormat(StrEnum):
+    NDJSON = "ndjson"
+    CSV = "csv"
+    TILES = "tiles"
+
+
 @app.command()
 def export(
     context: typer.Context,
-    format: Annotated[Format, typer.Option("--format", help="ndjson or csv.")] = Format.NDJSON,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIRECTORY]", help="Where tiles go; made if it is not there.")
+    ] = None,
+    format: Annotated[
+        ExportFormat, typer.Option("--format", help="tiles: C2SP tlog-tiles, up to the newest checkpoint.")
+    ] = ExportFormat.NDJSON,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Readable by its owner alone; else stdout.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Every event there is now, byte for byte; that it left goes on record."""
-    if format not in FORMATS:
-        fail(Exit.USAGE, f"an export is {' or '.join(FORMATS)}")
+    if (format is ExportFormat.TILES) is (directory is None) or (directory and output):
+        fail(Exit.USAGE, "--format tiles needs a DIRECTORY, and the others take --output FILE or go to stdout")
     chosen = settings(context, config)
-    with _log_of(chosen) as reader:
-        size = reader.size()
-        lines = FORMATS[format](_forward(reader, 0, size))
-        if output is None:
-            sys.stdout.buffer.writelines(lines)
-            sys.stdout.buffer.flush()
+    with log_of(chosen) as reader:
+        if directory is not None:
+            size = _export_tiles(reader, directory)
         else:
-            _write(output, lines)
+            size = reader.size()
+            lines = FORMATS[format](_forward(reader, 0, size))
+            if output is None:
+                sys.stdout.buffer.writelines(lines)
+                sys.stdout.buffer.flush()
+            else:
+                write_file(output, lines)
     event = AuditExported(recorded_at=timestamp(wall_clock()), format=format, events=size, operator=operator())
     try:
-        asyncio.run(_put_on_record(chosen, event))
+        asyncio.run(put_on_record(chosen, event))
     except (StoreError, LogUnavailable):
         say(f"That this was exported is not on record: {chosen.database} cannot be written.")
 
 
-def _write(output: Path, lines: Iterable[bytes]) -> None:
+def _export_tiles(reader: SqliteReader, directory: Path) -> int:
+    note = reader.newest_checkpoint()
+    if note is None:
+        fail(Exit.NOT_FOUND, "no checkpoint was signed yet")
+    try:
+        size = parse(note).size
+        tiles.write(directory, note, size, reader.hashes, (body for _, body in _forward(reader, 0, size)))
+    except CheckpointError as error:
+        fail(Exit.BROKEN, f"the log does not hold: its newest checkpoint {error}")
+    except tiles.EntryTooLong as error:
+        fail(Exit.BROKEN, str(error))
+    except OSError as error:
+        fail(Exit.USAGE, f"cannot write {directory}: {error.strerror}")
+    return size
+
+
+def write_file(output: Path, lines: Iterable[bytes]) -> None:
+    """Write `output`, readable by its owner alone; ends the command where that is not possible."""
     try:
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -452,7 +492,7 @@ def _write(output: Path, lines: Iterable[bytes]) -> None:
         fail(Exit.USAGE, f"cannot write {output}: {error.strerror}")
 
 
-async def _put_on_record(chosen: Settings, event: AuditExported) -> None:
+async def put_on_record(chosen: Settings, event: AuditExported) -> None:
     store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
     log = EventLog(store, wall_clock)
     await log.start(owns_attempts=False)
@@ -466,7 +506,7 @@ async def _put_on_record(chosen: Settings, event: AuditExported) -> None:
 
 
 @contextmanager
-def _log_of(chosen: Settings) -> Iterator[SqliteReader]:
+def log_of(chosen: Settings) -> Iterator[SqliteReader]:
     """The log, open for reading; ends the command where it cannot be read or does not hold."""
     try:
         reader = SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
@@ -474,13 +514,15 @@ def _log_of(chosen: Settings) -> Iterator[SqliteReader]:
             yield reader
         finally:
             reader.close()
+    except BrokenTree as error:
+        fail(Exit.BROKEN, f"the log does not hold: {error}")
     except StoreError as error:
         fail(Exit.UNREADABLE, str(error))
     except Fault as fault:
-        _fail(fault)
+        broken(fault)
 
 
-def _fail(fault: Fault) -> NoReturn:
+def broken(fault: Fault) -> NoReturn:
     fail(Exit.BROKEN, f"the log does not hold: {fault}")
 
 

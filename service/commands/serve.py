@@ -9,13 +9,15 @@ import typer
 import uvloop
 
 from events.log import LogUnavailable, StoreError
+from events.sqlite import BrokenTree
 from service import logs
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.app import CannotListen, DirectoryInUse, Service, serve
+from service.app import CannotListen, Service, serve
+from service.checkpoints import DirectoryInUse, RolledBack
 from service.commands.console import ConfigOption, Exit, fail, say, settings
 from service.config import Settings
 from service.handler import PATHS
-from service.keys import KeyFileError
+from service.keys import KeyFileError, OriginDiffers
 
 
 def command(
@@ -32,8 +34,12 @@ def command(
     stop_logging = logs.start(chosen.logs.format)
     try:
         _run(chosen, quickstart)
-    except (CannotListen, DirectoryInUse) as error:
+    except (CannotListen, DirectoryInUse, OriginDiffers) as error:
         fail(Exit.USAGE, str(error))
+    except RolledBack as error:
+        fail(Exit.BROKEN, f"{error}; if a backup was restored on purpose: hubler-auth replay accept-rollback")
+    except BrokenTree as error:
+        fail(Exit.BROKEN, str(error))
     except (StoreError, KeyFileError) as error:
         fail(Exit.UNREADABLE, str(error))
     except LogUnavailable:

@@ -1,0 +1,162 @@
+"""The checkpoints of the log: signed with its own key, kept in the database, and put where others find them.
+
+`storage.directory/checkpoint` has the newest, and so has the newest `audit.checkpoint` line of the logs. A
+checkpoint is kept before it is written, so the file never speaks of more than the database has; what it
+does speak of the log has to have, or nobody goes on with it.
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
+from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
+from events.merkle import EMPTY_ROOT, frontier, tree_root
+from events.sqlite import BrokenTree, SqliteReader, SqliteStore
+from service.config import Settings
+from service.keys import log_signer
+
+
+class DirectoryInUse(Exception):
+    """A service runs on `storage.directory`."""
+
+
+class RolledBack(Exception):
+    """The log is not the one that its checkpoint speaks of; the text says how, with both sizes."""
+
+
+@contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Be the only one to run on `directory`, which is made if need be. Raises `DirectoryInUse`, `StoreError`."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"cannot open {directory}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DirectoryInUse(f"another service runs on {directory}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def prepare(settings: Settings) -> Signer:
+    """Lay what there has to be before the first event: the schema, the log's key, a checkpoint of nothing.
+
+    Raises `StoreError`, `KeyFileError`, `OriginDiffers`, and `RolledBack` for an empty log that was not always.
+    """
+    store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
+    await store.open()
+    await store.close()
+    reader = SqliteReader(settings.database)
+    try:
+        empty = reader.size() == 0
+    finally:
+        reader.close()
+    signer = log_signer(settings.keys_directory, settings.audit.origin, create=empty)
+    if empty:
+        found = None
+        with suppress(CheckpointError, UnicodeDecodeError, OSError):
+            found = signer.verifier.open(settings.checkpoint.read_bytes().decode())
+        if found is None:
+            _write(settings.checkpoint, signer.sign(Checkpoint(signer.name, 0, EMPTY_ROOT)))
+        elif found.size:
+            raise RolledBack(f"the log has 0 events, its checkpoint {found.size}")
+    return signer
+
+
+def check(settings: Settings, verifier: Verifier, reader: SqliteReader) -> None:
+    """That the log has what its checkpoint speaks of, in a few reads however long it is.
+
+    Raises `RolledBack`, and `BrokenTree` where the log and its own tree differ.
+    """
+    size, head = reader.size(), reader.tree_head()
+    if size != head.size:
+        raise BrokenTree(f"the log has {size} events, its tree {head.size}")
+    if frontier(size, reader.hashes) != head:
+        raise BrokenTree(f"the head of the tree of {size} events is not that of its tiles")
+    checkpoint = read_checkpoint(settings, verifier, size)
+    if checkpoint.size > size:
+        raise RolledBack(f"the log has {size} events, its checkpoint {checkpoint.size}")
+    if tree_root(checkpoint.size, reader.hashes) != checkpoint.root:
+        raise RolledBack(
+            f"the log of {size} events is another than the one that its checkpoint of {checkpoint.size} speaks of"
+        )
+
+
+def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkpoint:
+    """The checkpoint beside a log of `size` events. Raises `RolledBack` where there is none that counts."""
+    try:
+        return verifier.open(settings.checkpoint.read_bytes().decode())
+    except (OSError, UnicodeDecodeError):
+        raise RolledBack(f"the log has {size} events, and {settings.checkpoint} cannot be read") from None
+    except CheckpointError as error:
+        raise RolledBack(f"the log has {size} events, and {settings.checkpoint} {error}") from None
+
+
+class Anchor:
+    """Signs checkpoints of what is on disk. One at a time: who shares it takes turns."""
+
+    def __init__(self, settings: Settings, signer: Signer, log: EventLog, reader: SqliteReader) -> None:
+        self._settings = settings
+        self._signer = signer
+        self._log = log
+        self._reader = reader
+        self._signed: int | None = None
+
+    async def sign(self) -> None:
+        """Sign what there is, if events have come since the last time.
+
+        Raises `LogUnavailable`, `StoreError`; then it is to be done again.
+        """
+        head = self._reader.tree_head()
+        if head.size == self._signed:
+            return
+        note = self._signer.sign(Checkpoint(self._signer.name, head.size, head.root()))
+        write = Write("keep_checkpoint", {"size": head.size, "note": note})
+        if await self._log.commit([], write=write) is Outcome.FAILED:
+            raise StoreError(f"cannot keep a checkpoint in {self._settings.database}")
+        # A crash here leaves an older file, which speaks of less.
+        await asyncio.to_thread(_write, self._settings.checkpoint, note)
+        self._signed = head.size
+        structlog.get_logger().info("audit.checkpoint", checkpoint=note, size=head.size)
+
+    async def keep_signing(self) -> None:
+        """Sign at each `audit.checkpoint_interval`, until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.audit.checkpoint_interval_seconds)
+            try:
+                await self.sign()
+            except (LogUnavailable, StoreError) as error:
+                # What is not signed now will be; the checkpoints that are out speak of all before.
+                structlog.get_logger().error("fault", exception=type(error).__name__, where="audit.checkpoint")
+
+
+def _write(file: Path, note: str) -> None:
+    """Put the note in the file's place, whole or not at all. Raises `StoreError`."""
+    draft = file.with_name(f".checkpoint.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+                opened.write(note)
+                opened.flush()
+                os.fsync(opened.fileno())
+            draft.replace(file)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        folder = os.open(file.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write {file}: {error.strerror}") from None
