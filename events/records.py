@@ -255,6 +255,18 @@ class AuditExported(Event, frozen=True, kw_only=True):
     operator: str | None = None
 
 
+class AuditRollbackAccepted(Event, frozen=True, kw_only=True):
+    """An operator goes on with a log that its checkpoint is not of, as after a restored backup.
+
+    `abandoned_size` and `abandoned_root`, in hex, are that checkpoint's, absent where none could be read.
+    """
+
+    reason: str
+    operator: str | None = None
+    abandoned_size: int | None = None
+    abandoned_root: str | None = None
+
+
 _ABSTRACT = {Event, AttemptEvent, Refused, Failed, Terminal, AccountEvent, KeyEvent}
 
 BY_TYPE: dict[str, type[Event]] = {

@@ -50,6 +50,7 @@ SETTINGS = web.AppKey("SETTINGS", Settings)
 CLOCK: web.AppKey[Callable[[], int]] = web.AppKey("CLOCK")
 LOG = web.AppKey("LOG", EventLog)
 READER = web.AppKey("READER", SqliteReader)
+ANCHOR = web.AppKey("ANCHOR", Anchor)
 KEYS = web.AppKey("KEYS", KeyRing)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
@@ -108,8 +109,7 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
             recorded_at=timestamp(clock()), version=version("hubler-auth"), sqlite_version=store.sqlite_version
         )
         await log.commit([started])
-        anchor = Anchor(settings, signer, log, reader)
-        await anchor.sign()
+        anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint)
         signing = asyncio.create_task(anchor.keep_signing())
         yield
         signing.cancel()
@@ -299,11 +299,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class Service:
-    """A service that answers from `start` to `stop`."""
+    """A service that answers from `start` to `stop`; with `example`, for the contract's example account as well."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], int] = wall_clock) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], int] = wall_clock, *, example: bool = False) -> None:
         self._given = settings
         self._clock = clock
+        self._example = example
 
     async def start(self) -> None:
         """Raises `CannotListen`, `DirectoryInUse`, `RolledBack`, `StoreError`, `KeyFileError`, `OriginDiffers`."""
@@ -316,6 +317,8 @@ class Service:
             self._runner = _Runner(self.app, shutdown_timeout=self.settings.http.shutdown_timeout_seconds)
             try:
                 await self._runner.setup()
+                if self._example:
+                    await self._add_example_account()
                 await web.SockSite(self._runner, bound, backlog=1024).start()
             except BaseException:
                 await self._runner.cleanup()
@@ -329,34 +332,34 @@ class Service:
             address=self.settings.url,
             directory=str(self.settings.storage.directory),
         )
+        await self.app[ANCHOR].try_to_sign()
 
     async def stop(self) -> None:
         """Finish what is in flight, then close everything."""
         await self._runner.cleanup()
         structlog.get_logger().info("service.stopped")
 
-    async def add_example_account(self) -> None:
-        """Make sure that the contract's example account is there."""
+    async def _add_example_account(self) -> None:
         desk = AccountDesk(self.app[LOG], self.app[READER], self._clock)
         with suppress(AccountExists):
             await desk.add(EXAMPLE_ACCOUNT, claim_window_seconds=self.settings.accounts.claim_window_seconds)
 
 
-async def serve(settings: Settings, ready: Callable[[Service], Awaitable[None]]) -> None:
+async def serve(settings: Settings, ready: Callable[[Service], None], *, example: bool = False) -> None:
     """Run until SIGINT or SIGTERM; `ready` is called once the service answers. Raises what `Service.start` does."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logs.loop_exception)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    service = Service(settings)
+    service = Service(settings, example=example)
     await service.start()
     # What lives as long as the process need not be looked through for garbage at every turn.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 100)
     try:
-        await ready(service)
+        ready(service)
         await stopped.wait()
     finally:
         await service.stop()

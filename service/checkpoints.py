@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -104,13 +104,21 @@ def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkp
 
 
 class Anchor:
-    """Signs checkpoints of what is on disk. One at a time: who shares it takes turns."""
+    """Signs checkpoints of what is on disk, and has `announce` tell of each. Who shares it takes turns."""
 
-    def __init__(self, settings: Settings, signer: Signer, log: EventLog, reader: SqliteReader) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        signer: Signer,
+        log: EventLog,
+        reader: SqliteReader,
+        announce: Callable[[Checkpoint, str], None] = lambda checkpoint, note: None,
+    ) -> None:
         self._settings = settings
         self._signer = signer
         self._log = log
         self._reader = reader
+        self._announce = announce
         self._signed: int | None = None
 
     async def sign(self) -> None:
@@ -121,24 +129,28 @@ class Anchor:
         head = self._reader.tree_head()
         if head.size == self._signed:
             return
-        note = self._signer.sign(Checkpoint(self._signer.name, head.size, head.root()))
+        checkpoint = Checkpoint(self._signer.name, head.size, head.root())
+        note = self._signer.sign(checkpoint)
         write = Write("keep_checkpoint", {"size": head.size, "note": note})
         if await self._log.commit([], write=write) is Outcome.FAILED:
             raise StoreError(f"cannot keep a checkpoint in {self._settings.database}")
         # A crash here leaves an older file, which speaks of less.
         await asyncio.to_thread(_write, self._settings.checkpoint, note)
         self._signed = head.size
-        structlog.get_logger().info("audit.checkpoint", checkpoint=note, size=head.size)
+        self._announce(checkpoint, note)
 
     async def keep_signing(self) -> None:
         """Sign at each `audit.checkpoint_interval`, until cancelled."""
         while True:
             await asyncio.sleep(self._settings.audit.checkpoint_interval_seconds)
-            try:
-                await self.sign()
-            except (LogUnavailable, StoreError) as error:
-                # What is not signed now will be; the checkpoints that are out speak of all before.
-                structlog.get_logger().error("fault", exception=type(error).__name__, where="audit.checkpoint")
+            await self.try_to_sign()
+
+    async def try_to_sign(self) -> None:
+        """Sign, or leave it to the next time: the checkpoints that are out speak of all that was before."""
+        try:
+            await self.sign()
+        except (LogUnavailable, StoreError) as error:
+            structlog.get_logger().error("fault", exception=type(error).__name__, where="audit.checkpoint")
 
 
 def _write(file: Path, note: str) -> None:

@@ -137,7 +137,7 @@ def execute(database: Path, *statements: str) -> None:
 
 @contextmanager
 def logged(file: Path, style: str = "json") -> Iterator[list[dict[str, Any]]]:
-    """Send the logs to a file; at the end the list holds its lines, unless they are for the console.
+    """Send the logs to a file; at the end the list holds its lines, but for checkpoints, if they are JSON.
 
     A service has to start within: its logger is bound then.
     """
@@ -150,7 +150,8 @@ def logged(file: Path, style: str = "json") -> Iterator[list[dict[str, Any]]]:
         stop()
         os.close(descriptor)
     if style == "json":
-        lines += [json.loads(line) for line in file.read_text().splitlines()]
+        read = [json.loads(line) for line in file.read_text().splitlines()]
+        lines += [line for line in read if line["event"] != "audit.checkpoint"]
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:

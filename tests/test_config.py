@@ -42,6 +42,8 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "secrets.hash_queue": ([1, 1_000_000], [0, 1_000_001]),
     "secrets.cache_entries": ([0, 100_000_000], [-1, 100_000_001]),
     "secrets.cache_ttl": (["0", "36500d"], ["36501d"]),
+    "audit.origin": (["", "auth.example.com/log", "x" * 256], ["a b", "a+b", "a\n", "x" * 257, 1]),
+    "audit.checkpoint_interval": (["50ms", "1h"], ["49ms", "3601s"]),
     "audit.max_pending_events": ([64, 10_000_000], [63, 10_000_001]),
     "logs.format": (["auto", "json", "console"], ["JSON", "text", ""]),
 }

@@ -175,7 +175,7 @@ def accept_rollback(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the log is older than its checkpoint.")],
     config: ConfigOption = None,
 ) -> None:
-    """Go on with a log that was restored from a backup on purpose. What its checkpoint spoke of is abandoned, on record."""
+    """Go on with a log that was restored from a backup on purpose; what it has lost is abandoned, on record."""
     chosen = settings(context, config)
     if not reason.strip():
         fail(Exit.USAGE, "--reason must say something")

@@ -432,7 +432,7 @@ class ExportFormat(StrEnum):
 def export(
     context: typer.Context,
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[DIRECTORY]", help="Where tiles go; made if it is not there.")
+        Path | None, typer.Argument(metavar="DIRECTORY", help="Where tiles go; made if it is not there.")
     ] = None,
     format: Annotated[
         ExportFormat, typer.Option("--format", help="tiles: C2SP tlog-tiles, up to the newest checkpoint.")

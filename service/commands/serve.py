@@ -49,12 +49,11 @@ def command(
 
 
 def _run(chosen: Settings, quickstart: bool) -> None:
-    async def ready(service: Service) -> None:
+    def ready(service: Service) -> None:
         if quickstart:
-            await service.add_example_account()
             _print_example(service.settings)
 
-    uvloop.run(serve(chosen, ready))
+    uvloop.run(serve(chosen, ready, example=quickstart))
 
 
 def _is_loopback(host: str) -> bool:

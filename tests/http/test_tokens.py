@@ -165,7 +165,7 @@ async def test_keys_are_readable_by_their_owner_alone(start: Start, algorithm: s
         os.umask(umask)
     keys = running.directory / "keys"
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in keys.iterdir()}
-    assert len(modes) == (2 if algorithm == "HS256" else 3)
+    assert len(modes) == (4 if algorithm == "HS256" else 5)
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE(keys.stat().st_mode) == 0o700
     assert stat.S_IMODE(running.directory.stat().st_mode) == 0o700
@@ -184,7 +184,7 @@ class TestBrokenKeys:
         found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
         assert found.returncode == 4
         assert "service.started" not in found.stdout
-        assert events(settings(directory).database)[-1]["type"] == "service.stopped"
+        assert [event["type"] for event in events(settings(directory).database)][-1:] in (["service.stopped"], [])
         return found.stderr
 
     async def signing_key(self, start: Start, algorithm: str = "EdDSA") -> Path:
