@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.serving import READY_SECONDS, environment, serving
+from tests.cli.serving import READY_SECONDS, Serving, environment, serving
 from tests.harness import ACCOUNT, SECRET, events, execute
 
 
@@ -42,11 +42,21 @@ def post(port: int, body: dict[str, str], *, half: bool = False) -> socket.socke
     return connection
 
 
+def curl_line(service: Serving) -> str:
+    """The line to paste, which is printed once the service answers."""
+    until = time.monotonic() + READY_SECONDS
+    while time.monotonic() < until:
+        for line in service.stderr.read_text().splitlines():
+            if line.startswith("curl "):
+                return line
+        time.sleep(0.02)
+    raise AssertionError("no curl line was printed")
+
+
 def test_the_quick_start_prints_a_request_that_is_granted_and_how_to_explain_it(tmp_path: Path) -> None:
     with serving(tmp_path / "var", "--quickstart") as service:
+        words = shlex.split(curl_line(service))
         printed = service.stderr.read_text()
-        line = next(line for line in printed.splitlines() if line.startswith("curl "))
-        words = shlex.split(line)
         assert words[2] == f"{service.url}/auth"
         connection = post(service.port, json.loads(words[words.index("-d") + 1]))
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -54,7 +64,7 @@ def test_the_quick_start_prints_a_request_that_is_granted_and_how_to_explain_it(
         assert service.stop() == 0
     found = events(tmp_path / "var" / "auth.db")
     request_id = found[-2]["request_id"]
-    assert f"{next(line for line in printed.splitlines() if 'explain' in line)}".endswith("explain REQUEST_ID")
+    assert "scripts/replay.py explain REQUEST_ID\n" in printed
     explained = run(tmp_path / "var", "replay", "explain", request_id)
     assert explained.returncode == 0
     assert explained.stdout.count(" passed ") == 5
@@ -63,7 +73,7 @@ def test_the_quick_start_prints_a_request_that_is_granted_and_how_to_explain_it(
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_line_of_the_quick_start_can_be_pasted(tmp_path: Path) -> None:
     with serving(tmp_path / "var", "--quickstart") as service:
-        line = next(line for line in service.stderr.read_text().splitlines() if line.startswith("curl "))
+        line = curl_line(service)
         pasted = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=10)
         assert pasted.stdout.startswith("HTTP/1.1 200 OK")
         assert service.stop() == 0
@@ -74,7 +84,7 @@ def test_the_line_of_the_quick_start_can_be_pasted(tmp_path: Path) -> None:
 
 def test_the_quick_start_knows_how_an_ipv6_address_is_written(tmp_path: Path) -> None:
     with serving(tmp_path / "var", "--quickstart", HTTP__HOST="::1") as service:
-        assert f"curl -i http://[::1]:{service.port}/auth " in service.stderr.read_text()
+        assert curl_line(service).startswith(f"curl -i http://[::1]:{service.port}/auth ")
         assert f'"address":"http://[::1]:{service.port}"' in service.stdout.read_text()
 
 
