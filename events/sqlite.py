@@ -63,16 +63,36 @@ _TILE = "INSERT INTO tiles (level, tile, root, hashes) VALUES (?, ?, ?, ?)"
 _TILE_ROOTS = "SELECT root FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile"
 _OPEN = "INSERT INTO open_attempts (request_id) SELECT unhex(value) FROM json_each(?)"
 _CLOSE = "DELETE FROM open_attempts WHERE request_id IN (SELECT unhex(value) FROM json_each(?))"
-_APPEND = f"""
+
+
+def _append(size: str, bodies: str) -> str:
+    return f"""
 INSERT INTO log (seq, body, request_id, account)
-SELECT ? + key,
+SELECT {size} + key,
        value,
        CASE WHEN json_extract(value, '$.position') = 0 THEN unhex(json_extract(value, '$.request_id')) END,
        CASE WHEN json_extract(value, '$.request_id') IS NULL
               OR json_extract(value, '$.type') IN ({", ".join(f"'{tag}'" for tag in TERMINAL)})
             THEN unhex(json_extract(value, '$.account')) END
-FROM json_each(?)
-"""
+FROM json_each({bodies})"""
+
+
+_APPEND = _append("?", "?")
+
+# What a loaded service commits is a row put into this view: one statement, and so one transaction, that gives the
+# GIL up once. A connection has it for itself alone; the file knows nothing of it.
+_ONE_STATEMENT = (
+    "CREATE TEMP VIEW appended AS SELECT NULL AS size, NULL AS bodies, NULL AS new_size, NULL AS nodes, NULL AS tiles",
+    f"""
+CREATE TEMP TRIGGER append_all INSTEAD OF INSERT ON appended BEGIN
+    SELECT raise(ABORT, 'another process appended') FROM tree WHERE size <> NEW.size;
+    {_append("NEW.size", "NEW.bodies")};
+    UPDATE tree SET size = NEW.new_size, nodes = NEW.nodes;
+    INSERT INTO tiles (level, tile, root, hashes)
+    SELECT value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3) FROM json_each(NEW.tiles);
+END""",
+)
+_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?)"
 
 _WRITES: dict[str, tuple[str, ...]] = {
     # The first statement is the guard: where it changes no row, the write is lost.
@@ -171,9 +191,16 @@ class SqliteStore:
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
         loop = asyncio.get_running_loop()
+        tree, self._tree = self._tree, None
+        row = None if tree is None else _one_row(tree, batch)
 
         def commit(connection: Any) -> list[Outcome]:
-            outcomes = self._append(connection, batch)
+            if row is not None and self._append_row(connection, row):
+                self._tree = tree
+                outcomes = [Outcome.DONE]
+            else:
+                # A tree that was grown for the row speaks of what did not happen.
+                outcomes = self._append(connection, batch, None if row is not None else tree)
             # Straight to those who wait: by way of this coroutine it would take the loop one more turn.
             loop.call_soon_threadsafe(batch.settle, outcomes)
             return outcomes
@@ -220,13 +247,21 @@ class SqliteStore:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             _check_schema(connection, self._path)
+            for statement in _ONE_STATEMENT:
+                connection.execute(statement)
         except BaseException:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 
-    def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
-        tree, self._tree = self._tree, None
+    def _append_row(self, connection: Any, row: Sequence[Any]) -> bool:
+        try:
+            connection.execute(_APPEND_ALL, row)
+        except self._sqlite.IntegrityError:  # the head has moved; or whatever it was, the other way meets it too
+            return False
+        return True
+
+    def _append(self, connection: Any, batch: Batch, tree: "_Tree | None") -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         try:
             size, nodes = connection.execute(_TREE).fetchone()
@@ -244,7 +279,13 @@ class SqliteStore:
                 outcomes.append(outcome)
             if batch.closed:
                 connection.execute(_CLOSE, (_json(batch.closed),))
-            _grow(connection, tree, appended)
+            before = tree.size
+            for level, tile, root, hashes in _grow(tree, appended):
+                if hashes is None:
+                    below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
+                    hashes = b"".join(row[0] for row in connection.execute(_TILE_ROOTS, below))
+                connection.execute(_TILE, (level, tile, root, hashes))
+            connection.execute(_MOVE, (tree.size, b"".join(tree.frontier.nodes), before))
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -292,23 +333,36 @@ def _read_tree(connection: Any, size: int, nodes: bytes) -> _Tree:
     return _Tree(frontier, leaf_hashes(body for (body,) in rows))
 
 
-def _grow(connection: Any, tree: _Tree, bodies: list[bytes]) -> None:
-    """Move the head of the tree, and store the tiles that are complete now."""
+def _grow(tree: _Tree, bodies: list[bytes]) -> list[tuple[int, int, bytes, bytes | None]]:
+    """Append to the tree, and give the tiles that are complete now: level, number, root and, on level 0, hashes."""
     before = tree.size
     leaves = leaf_hashes(bodies)
     completed = tree.frontier.extend(leaves)
     tree.leaves += leaves
+    tiles: list[tuple[int, int, bytes, bytes | None]] = []
     for level, roots in enumerate(completed):
-        first = before >> TILE_HEIGHT * (level + 1)
-        for tile, root in enumerate(roots, first):
+        for tile, root in enumerate(roots, before >> TILE_HEIGHT * (level + 1)):
             if level == 0:
-                hashes = b"".join(tree.leaves[:TILE_WIDTH])
+                tiles.append((level, tile, root, b"".join(tree.leaves[:TILE_WIDTH])))
                 del tree.leaves[:TILE_WIDTH]
             else:
-                below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
-                hashes = b"".join(row[0] for row in connection.execute(_TILE_ROOTS, below))
-            connection.execute(_TILE, (level, tile, root, hashes))
-    connection.execute(_MOVE, (tree.size, b"".join(tree.frontier.nodes), before))
+                tiles.append((level, tile, root, None))
+    return tiles
+
+
+def _one_row(tree: _Tree, batch: Batch) -> Sequence[Any] | None:
+    """The row for `_APPEND_ALL`, with the tree grown already; `None` for a batch that is more than events.
+
+    For the loop's thread: what the writer's thread does in Python, the loop would wait for all the same, and longer.
+    """
+    if len(batch.parts) != 1 or batch.parts[0].write is not None or batch.opened or batch.closed:
+        return None
+    bodies = batch.parts[0].bodies
+    size = tree.size
+    if size >> 2 * TILE_HEIGHT != size + len(bodies) >> 2 * TILE_HEIGHT:
+        return None  # a tile above level 0 has to be put together from what is stored
+    tiles = [[level, tile, root.hex(), (hashes or b"").hex()] for level, tile, root, hashes in _grow(tree, bodies)]
+    return size, _array(bodies), tree.size, b"".join(tree.frontier.nodes), _json(tiles)
 
 
 # Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:
