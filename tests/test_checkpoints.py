@@ -1,7 +1,6 @@
 """The checkpoints that a service signs in its life, and the logs on which it refuses to start."""
 
 import asyncio
-import json
 import os
 import shutil
 import threading
@@ -12,62 +11,16 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from events.checkpoint import Checkpoint, Signer, Verifier
-from events.merkle import EMPTY_ROOT, tree_root
-from events.sqlite import SqliteReader
+from events.checkpoint import Checkpoint, Signer
+from events.merkle import EMPTY_ROOT
 from service.app import Service
 from service.checkpoints import prepare
 from service.keys import KeyFileError, OriginDiffers, create_signing_key, log_signer, log_verifier
+from tests.anchored import ORIGIN, announced, in_file, kept, live, types, verifier_of
 from tests.audit_log import started, stopped, tamper, write_log
 from tests.cli.serving import serving
 from tests.cli.test_serve import run, status
 from tests.harness import SECRET, events, execute, settings, until
-
-ORIGIN = "auth.example.com/log"
-
-
-def live(directory: Path, **changes: object) -> None:
-    """Let a service start on the directory and stop: four events the first time, two more each time after."""
-
-    async def start_and_stop() -> None:
-        service = Service(settings(directory, audit=changes))
-        await service.start()
-        await service.stop()
-
-    asyncio.run(start_and_stop())
-
-
-def verifier(directory: Path) -> Verifier:
-    return log_verifier(directory / "keys")
-
-
-def announced(stdout: Path) -> list[Checkpoint]:
-    """The checkpoints in a service's log lines, each held to its key and to what its line says beside it."""
-    lines = [json.loads(line) for line in stdout.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    lines = [line for line in lines if line["event"] == "audit.checkpoint"]
-    found = [verifier(stdout.parent).open(line["checkpoint"]) for line in lines]
-    assert [line["size"] for line in lines] == [checkpoint.size for checkpoint in found]
-    return found
-
-
-def in_file(directory: Path) -> Checkpoint:
-    return verifier(directory).open((directory / "checkpoint").read_text())
-
-
-def kept(directory: Path) -> list[Checkpoint]:
-    """The checkpoints in the database, each held to its key and to the log."""
-    reader = SqliteReader(directory / "auth.db")
-    try:
-        found = [verifier(directory).open(note) for _, note in reader.checkpoints()]
-        assert [checkpoint.root for checkpoint in found] == [tree_root(one.size, reader.hashes) for one in found]
-    finally:
-        reader.close()
-    return found
-
-
-def types(directory: Path) -> list[str]:
-    return [event["type"] for event in events(directory / "auth.db")]
-
 
 # -- before the first event -----------------------------------------------------------
 
@@ -80,7 +33,7 @@ async def test_before_the_first_event_there_are_a_key_an_origin_and_a_checkpoint
     assert {file.name for file in files} == {"auth.db", "checkpoint", "log.pem", "log.vkey"}
     assert [file.name for file in files if file.stat().st_mode & 0o077] == []
     assert types(directory) == []
-    assert signer.verifier == verifier(directory)
+    assert signer.verifier == verifier_of(directory)
     assert in_file(directory) == Checkpoint(signer.name, 0, EMPTY_ROOT)
     kind, number = signer.name.split("/")
     assert kind == "hubler-auth"
@@ -117,7 +70,7 @@ def test_what_is_no_checkpoint_makes_way_while_there_is_no_event(content: bytes,
 def test_an_account_added_before_the_first_start_has_all_of_it_before_its_event(tmp_path: Path) -> None:
     directory = tmp_path / "var"
     assert run(directory, "accounts", "add").returncode == 0
-    assert in_file(directory) == Checkpoint(verifier(directory).name, 0, EMPTY_ROOT)
+    assert in_file(directory) == Checkpoint(verifier_of(directory).name, 0, EMPTY_ROOT)
     assert types(directory) == ["account.created"]
     live(directory)
     assert [checkpoint.size for checkpoint in kept(directory)] == [4, 5]
@@ -139,7 +92,7 @@ def test_the_origin_that_is_given_is_the_logs_from_its_first_start_on(tmp_path: 
     live(tmp_path, origin=ORIGIN)
     live(tmp_path, origin=ORIGIN)
     live(tmp_path)
-    assert verifier(tmp_path).name == ORIGIN
+    assert verifier_of(tmp_path).name == ORIGIN
     assert [checkpoint.origin for checkpoint in kept(tmp_path)] == [ORIGIN] * 6
 
 
@@ -338,7 +291,7 @@ def rewrite(directory: Path, *more: str) -> None:
 
 
 def resign(directory: Path) -> None:
-    note = Signer(verifier(directory).name, Ed25519PrivateKey.generate()).sign(in_file(directory))
+    note = Signer(verifier_of(directory).name, Ed25519PrivateKey.generate()).sign(in_file(directory))
     (directory / "checkpoint").write_text(note)
 
 
