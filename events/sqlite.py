@@ -511,8 +511,11 @@ class SqliteReader:
         return int(self._rows(_SIZE)[0][0])
 
     def tree_head(self) -> Frontier:
-        """The head of the tree as the last commit left it."""
-        size, nodes = self._rows(_TREE)[0]
+        """The head of the tree as the last commit left it. Raises `BrokenTree` where somebody took it away."""
+        rows = self._rows(_TREE)
+        if not rows:
+            raise BrokenTree(f"the tree in {self._path} has no head")
+        size, nodes = rows[0]
         return Frontier(size, split_hashes(nodes))
 
     def hashes(self, level: int, first: int, end: int) -> list[bytes]:

@@ -112,13 +112,14 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
         anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint)
         signing = asyncio.create_task(anchor.keep_signing())
         yield
-        signing.cancel()
+        async with anchor.turn:
+            signing.cancel()
         await asyncio.gather(signing, return_exceptions=True)
         # Where the log cannot be written any more, the next start closes what is open.
         with suppress(LogUnavailable, StoreError):
             await log.close_open_attempts()
             await log.commit([ServiceStopped(recorded_at=timestamp(clock()))])
-            await anchor.sign()
+        await anchor.try_to_sign()
         reader.close()  # before the writer does: the last to close tidies up, which a reader cannot
     finally:
         await log.stop()

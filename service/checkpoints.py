@@ -56,12 +56,14 @@ async def prepare(settings: Settings) -> Signer:
     """
     store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
     await store.open()
-    await store.close()
-    reader = SqliteReader(settings.database)
     try:
-        empty = reader.size() == 0
+        reader = SqliteReader(settings.database)
+        try:
+            empty = reader.size() == 0
+        finally:
+            reader.close()  # before the store does: the last to close tidies up, which a reader cannot
     finally:
-        reader.close()
+        await store.close()
     signer = log_signer(settings.keys_directory, settings.audit.origin, create=empty)
     if empty:
         found = None
@@ -104,7 +106,7 @@ def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkp
 
 
 class Anchor:
-    """Signs checkpoints of what is on disk, and has `announce` tell of each. Who shares it takes turns."""
+    """Signs checkpoints of what is on disk, and has `announce` tell of each."""
 
     def __init__(
         self,
@@ -120,12 +122,19 @@ class Anchor:
         self._reader = reader
         self._announce = announce
         self._signed: int | None = None
+        self.turn = asyncio.Lock()
+        """Held while signing. Whoever cancels a task that signs takes it first: the file that a thread is writing
+        comes all the same, and would take the place of a newer one."""
 
     async def sign(self) -> None:
         """Sign what there is, if events have come since the last time.
 
         Raises `LogUnavailable`, `StoreError`; then it is to be done again.
         """
+        async with self.turn:
+            await self._sign()
+
+    async def _sign(self) -> None:
         head = self._reader.tree_head()
         if head.size == self._signed:
             return
@@ -140,7 +149,7 @@ class Anchor:
         self._announce(checkpoint, note)
 
     async def keep_signing(self) -> None:
-        """Sign at each `audit.checkpoint_interval`, until cancelled."""
+        """Sign at each `audit.checkpoint_interval`, until cancelled, which takes the `turn`."""
         while True:
             await asyncio.sleep(self._settings.audit.checkpoint_interval_seconds)
             await self.try_to_sign()
