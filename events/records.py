@@ -255,6 +255,19 @@ class AuditExported(Event, frozen=True, kw_only=True):
     operator: str | None = None
 
 
+class AuditRollbackAccepted(Event, frozen=True, kw_only=True):
+    """An operator restored a backup and goes on from it, for `reason`.
+
+    Given up is the history up to the checkpoint of `abandoned_size` events with the root `abandoned_root`, in
+    hex, where it is known.
+    """
+
+    reason: str
+    operator: str | None = None
+    abandoned_size: int | None = None
+    abandoned_root: str | None = None
+
+
 _ABSTRACT = {Event, AttemptEvent, Refused, Failed, Terminal, AccountEvent, KeyEvent}
 
 BY_TYPE: dict[str, type[Event]] = {

@@ -25,6 +25,7 @@ def events(cls: type[Event]) -> st.SearchStrategy[Event]:
         str: TEXT,
         int: st.integers(-(2**63), 2**63 - 1),
         str | None: st.none() | TEXT,
+        int | None: st.none() | st.integers(-(2**63), 2**63 - 1),
     }
     members = {field.name: strategies[field.type] for field in msgspec.structs.fields(cls) if field.name != "stage"}
     return st.builds(cls, **members)
