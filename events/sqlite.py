@@ -460,6 +460,8 @@ class KeyRow:
 _ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version"
 _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
 
+_LARGEST = 2**63 - 1  # of SQLite's integers
+
 PAGE = 5000  # rows; at about 400 bytes each a page is 2 MB, and read in a few milliseconds
 
 LogRow = tuple[int, bytes, bytes | None, bytes | None]
@@ -473,7 +475,8 @@ class SqliteReader:
     """
 
     def __init__(self, path: Path, *, lock_timeout_seconds: float = 0.0) -> None:
-        self._path = path
+        self.path = path
+        self.lock_timeout_seconds = lock_timeout_seconds
         self._sqlite = _find_sqlite()
         if not path.is_file():
             raise StoreError(f"there is no database at {path}")
@@ -496,7 +499,7 @@ class SqliteReader:
         try:
             rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
         except self._sqlite.Error as error:
-            raise _store_error("cannot read", self._path, error) from None
+            raise _store_error("cannot read", self.path, error) from None
         return rows
 
     def snapshot(self) -> None:
@@ -509,6 +512,11 @@ class SqliteReader:
     def size(self) -> int:
         """How many events there are, if none is missing: one more than the highest `seq`."""
         return int(self._rows(_SIZE)[0][0])
+
+    def sizes(self) -> tuple[int, int]:
+        """How many events there are, as `size` has it, and how many the tree has: both from one moment."""
+        log, tree = self._rows(f"SELECT ({_SIZE}), size FROM tree")[0]
+        return int(log), int(tree)
 
     def tree_head(self) -> Frontier:
         """The head of the tree as the last commit left it. Raises `BrokenTree` where somebody took it away."""
@@ -529,17 +537,38 @@ class SqliteReader:
         else:
             found = leaf_hashes(row[1] for row in self.log_rows(first, end, TILE_WIDTH))
         if len(found) != end - first:
-            raise BrokenTree(f"the tree in {self._path} lacks hashes of level {level} from {first} on")
+            raise BrokenTree(f"the tree in {self.path} lacks hashes of level {level} from {first} on")
         return found
+
+    def tiles(self, level: int, first: int, end: int) -> list[tuple[int, bytes, bytes]]:
+        """The stored tiles of a level from number `first` up to, not with, `end`: number, root and joined hashes."""
+        return self._rows(
+            "SELECT tile, root, hashes FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile",
+            (level, first, end),
+        )
+
+    def tile_counts(self) -> dict[int, int]:
+        """How many tiles each level has that has any."""
+        return dict(self._rows("SELECT level, count(*) FROM tiles GROUP BY level"))
 
     def newest_checkpoint(self, least: int = 0) -> str | None:
         """The newest kept checkpoint, if it covers at least so many events."""
         rows = self._rows("SELECT note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT 1", (least,))
         return str(rows[0][0]) if rows else None
 
-    def checkpoints(self, after: int = -1, limit: int = 1000) -> list[tuple[int, str]]:
-        """At most `limit` kept checkpoints of more than `after` events: each with the size it is kept under."""
-        return self._rows("SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", (after, limit))
+    def checkpoints(self, after: int = -1, limit: int = 1000, *, until: int = _LARGEST) -> list[tuple[int, str]]:
+        """At most `limit` kept checkpoints of more than `after` events, and no more than `until`.
+
+        Each comes with the size it is kept under.
+        """
+        return self._rows(
+            "SELECT size, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size LIMIT ?",
+            (after, until, limit),
+        )
+
+    def checkpoint_before(self, size: int) -> int:
+        """The size of the newest checkpoint kept for fewer than `size` events; 0 where there is none."""
+        return int(self._rows("SELECT coalesce(max(size), 0) FROM checkpoints WHERE size < ?", (size,))[0][0])
 
     def log_rows(self, first: int, end: int, limit: int) -> list[LogRow]:
         """At most `limit` rows of `log` from `first` up to, not with, `end`, in order."""

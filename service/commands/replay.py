@@ -328,7 +328,7 @@ def _verified(reader: SqliteReader) -> Report:
     console = error_console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("reading", total=None)
-        return verify(reader, lambda done, size: progress.update(task, completed=done, total=size))
+        return verify(reader, None, on_page=lambda done, size: progress.update(task, completed=done, total=size))
 
 
 # -- state ----------------------------------------------------------------------------

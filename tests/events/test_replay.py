@@ -351,7 +351,7 @@ def test_denials_are_counted_by_reason() -> None:
 def test_bytes_that_are_no_event_are_a_fault(body: bytes, what: str) -> None:
     with pytest.raises(Fault) as caught:
         read(7, body)
-    assert str(caught.value) == f"event 7 {what}"
+    assert str(caught.value) == f"event 7: {what}"
 
 
 def test_the_type_is_found_without_decoding() -> None:
@@ -500,16 +500,16 @@ BROKEN_TIME = (VALIDATED[0], {"recorded_at": "noon"})
     ("rows", "over", "outcome", "what"),
     [
         pytest.param(
-            bodies(*attempt(1, REQUESTED, VALIDATED)), True, "open", "event 0 begins an attempt that has no", id="lost"
+            bodies(*attempt(1, REQUESTED, VALIDATED)), True, "open", "event 0: begins an attempt that has no", id="lost"
         ),
-        pytest.param(bodies(*without(attempt(1, *GRANT), 3)), False, "granted", "event 3 is at position 4", id="gap"),
-        pytest.param(bodies(*attempt(1, *GRANT)[1:]), False, "granted", "event 0 is request.validated", id="no-start"),
+        pytest.param(bodies(*without(attempt(1, *GRANT), 3)), False, "granted", "event 3: is at position 4", id="gap"),
+        pytest.param(bodies(*attempt(1, *GRANT)[1:]), False, "granted", "event 0: is request.validated", id="no-start"),
         pytest.param(bodies(*attempt(1, GRANTED)), False, "granted", "begins no attempt", id="an-end-alone"),
-        pytest.param([(0, b"{}")], False, "open", "event 0 is no event: of no known type", id="nothing-left"),
-        pytest.param(bodies(*attempt(2, *GRANT)), False, "open", "event 0 is of another request", id="wrong-index"),
-        pytest.param(bodies(*started()), False, "open", "event 0 is of another request", id="not-of-a-request"),
+        pytest.param([(0, b"{}")], False, "open", "event 0: is no event: of no known type", id="nothing-left"),
+        pytest.param(bodies(*attempt(2, *GRANT)), False, "open", "event 0: is of another request", id="wrong-index"),
+        pytest.param(bodies(*started()), False, "open", "event 0: is of another request", id="not-of-a-request"),
         pytest.param(
-            bodies(*attempt(1, REQUESTED, BROKEN_TIME, *GRANT[2:])), False, "granted", "event 1 has a time", id="time"
+            bodies(*attempt(1, REQUESTED, BROKEN_TIME, *GRANT[2:])), False, "granted", "event 1: has a time", id="time"
         ),
     ],
 )

@@ -1,14 +1,17 @@
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from events.codec import encode, timestamp
 from events.log import Write
-from events.records import AccountSuspended, SecretRetired, SecretRotated
+from events.merkle import TILE_WIDTH
+from events.records import AccountSuspended, AuditExported, SecretRetired, SecretRotated
 from events.replay import Fault
 from events.sqlite import PAGE, SqliteReader
-from events.verify import Report, verify
+from events.verify import Given, Report, verify
+from events.workers import Pace
 from tests.audit_log import (
     ACCOUNT,
     DENIAL,
@@ -16,12 +19,16 @@ from tests.audit_log import (
     NOW,
     OTHER,
     REQUESTED,
+    SIGNER,
     VALIDATED,
     Entry,
     attempt,
+    checkpoint,
     claimed,
     created,
+    keep,
     new_key,
+    rebuild,
     rid,
     started,
     stopped,
@@ -42,10 +49,10 @@ STORY: tuple[Entry, ...] = (
 OPEN = [attempt(number, REQUESTED, VALIDATED) for number in (7, 8)]
 
 
-def verified(path: Path) -> Report:
+def verified(path: Path, *given: Given, pace: Pace | None = None) -> Report:
     reader = SqliteReader(path)
     try:
-        return verify(reader)
+        return verify(reader, SIGNER.verifier, given, pace=pace)
     finally:
         reader.close()
 
@@ -75,7 +82,7 @@ def test_attempts_of_the_running_service_are_open_and_no_fault(path: Path) -> No
 @pytest.mark.parametrize("after", [pytest.param(stopped(), id="stopped"), pytest.param(started(), id="started-again")])
 def test_an_attempt_that_its_service_left_behind_is_a_fault(path: Path, after: Entry) -> None:
     fault = verified(write_log(path, *STORY, started(), *OPEN, after)).fault
-    assert str(fault) == "event 24 begins an attempt that has no terminal event"
+    assert str(fault) == "event 24: begins an attempt that has no terminal event"
 
 
 def test_a_rotation_and_its_retirements_stand_in_log_and_tables_alike(path: Path) -> None:
@@ -117,11 +124,12 @@ def test_what_is_written_meanwhile_is_read_too(path: Path) -> None:
             write_log(path, entry)
 
     reader = SqliteReader(path)
-    report = verify(reader, write_more)
+    report = verify(reader, None, on_page=write_more, pace=Pace(chunk_events=8 * TILE_WIDTH))
     reader.close()
     assert report.fault is None
     assert report.events == 1 + 2 * PAGE + 1 + 7
-    assert pages[0] == (PAGE, 2 * PAGE + 1)
+    in_whole_tiles = (2 * PAGE + 1) // TILE_WIDTH * TILE_WIDTH
+    assert pages[0] == (8 * TILE_WIDTH, in_whole_tiles)
     assert pages[-1] == (report.events, report.events)
 
 
@@ -170,27 +178,39 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         pytest.param(
             [f"UPDATE log SET request_id = x'{rid(9)}' WHERE seq = 11"],
             11,
-            "is looked up by another",
+            "column disagrees with body: request_id",
             id="request-id-column",
         ),
         pytest.param(
-            ["UPDATE log SET request_id = NULL WHERE seq = 11"], 11, "is looked up by another", id="no-column"
+            ["UPDATE log SET request_id = NULL WHERE seq = 11"],
+            11,
+            "column disagrees with body: request",
+            id="no-column",
         ),
         pytest.param(
-            [f"UPDATE log SET account = x'{OTHER}' WHERE seq = 14"], 14, "is looked up by", id="account-column"
+            [f"UPDATE log SET account = x'{OTHER}' WHERE seq = 14"],
+            14,
+            "column disagrees with body: account",
+            id="account-column",
         ),
         pytest.param(
-            [f"UPDATE log SET account = x'{ACCOUNT}' WHERE seq = 13"], 13, "is looked up by", id="extra-column"
+            [f"UPDATE log SET account = x'{ACCOUNT}' WHERE seq = 13"],
+            13,
+            "column disagrees with body: account",
+            id="extra-column",
         ),
-        pytest.param(["UPDATE log SET account = NULL WHERE seq = 3"], 3, "is looked up by", id="outside-a-request"),
-        pytest.param(["DELETE FROM log WHERE seq = 13"], 13, "is missing, event 14 stands in its place", id="deleted"),
         pytest.param(
-            ["DELETE FROM log WHERE seq = 0"], 0, "is missing, event 1 stands in its place", id="first-deleted"
+            ["UPDATE log SET account = NULL WHERE seq = 3"],
+            3,
+            "column disagrees with body: account",
+            id="outside-a-request",
         ),
+        pytest.param(["DELETE FROM log WHERE seq = 13"], 13, "missing, event 14 stands in its place", id="deleted"),
+        pytest.param(["DELETE FROM log WHERE seq = 0"], 0, "missing, event 1 stands in its place", id="first-deleted"),
         pytest.param(
             ["DELETE FROM log WHERE seq = 14", "UPDATE log SET seq = seq - 1 WHERE seq > 14"],
             11,
-            "begins an attempt that has no terminal event",
+            "begins an attempt that has no terminal event: missing",
             id="terminal-event-closed-over",
         ),
         pytest.param(
@@ -212,19 +232,19 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         pytest.param(
             ["INSERT INTO log SELECT 23, body, request_id, account FROM log WHERE seq = 14"],
             23,
-            "continues an attempt that has ended",
+            "inserted, the tree has 23 events",
             id="terminal-event-twice",
         ),
         pytest.param(
             ["UPDATE log SET body = replace(body, 'account.rejected', 'account.failed') WHERE seq = 13"],
             14,
-            "is auth.denied, which cannot follow account.failed",
+            "body changed, here or before: is auth.denied, which cannot follow account.failed",
             id="refusal-made-a-failure",
         ),
         pytest.param(
             [f"INSERT INTO log VALUES (-1, '{ANOTHER}', x'{rid(9)}', NULL)"],
             0,
-            "is missing, event -1 stands in its place",
+            "missing, event -1 stands in its place",
             id="before-the-first",
         ),
         pytest.param(
@@ -233,7 +253,7 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
                 "INSERT INTO log SELECT seq + 12, body, request_id, account FROM log WHERE seq BETWEEN 11 AND 14",
             ],
             23,
-            "begins an attempt whose request_id another one has",
+            "inserted, the tree has 23 events",
             id="attempt-replayed",
         ),
         pytest.param(
@@ -273,5 +293,91 @@ def test_what_holds_before_a_fault_is_counted(path: Path) -> None:
 
 
 def test_a_claim_whose_events_were_cut_off_is_missed_in_the_log(path: Path) -> None:
-    tamper(write_log(path, started(), created(), claimed(1)), "DELETE FROM log WHERE seq > 1")
+    rebuild(tamper(write_log(path, started(), created(), claimed(1)), "DELETE FROM log WHERE seq > 1"))
     assert str(verified(path).fault) == f"account {ACCOUNT} stands otherwise in its tables than the events leave it"
+
+
+# -- a log of several tiles -----------------------------------------------------------
+
+# 0 service.started · 1, 2 key · 3 account.created · 4-10 claim · 11-1088 grants · 1089-1096 denials · 1097 stopped
+GRANTS = 154
+TILED: tuple[Entry, ...] = (
+    *(started(), new_key(), created(), claimed(1)),
+    [event for number in range(2, 2 + GRANTS) for event in attempt(number, *GRANT)],
+    [event for number in (200, 201) for event in attempt(number, *DENIAL)],
+    stopped(),
+)
+SIZE = 1098
+KEPT = (0, 5, 290, 512, 700, 1030, 1060, SIZE)
+
+ALONE = Pace(workers=1)
+TOGETHER = Pace(chunk_events=TILE_WIDTH, workers=2, alone_below=0)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Never changed: what has the time to write it for each test?"""
+    return keep(write_log(tmp_path_factory.mktemp("tiled") / "auth.db", *TILED), *KEPT)
+
+
+@pytest.fixture
+def tiled(original: Path, path: Path) -> Path:
+    shutil.copy(original, path)
+    return path
+
+
+def archived(path: Path, *sizes: int) -> list[Given]:
+    """Checkpoints of today's log, as they may have been kept elsewhere."""
+    return [Given(f"archive.log line {size}", checkpoint(path, size)) for size in sizes]
+
+
+@pytest.fixture(params=[pytest.param(ALONE, id="alone"), pytest.param(TOGETHER, id="together")])
+def pace(request: pytest.FixtureRequest) -> Pace:
+    found: Pace = request.param
+    return found
+
+
+def test_a_log_of_several_tiles_and_checkpoints_holds(tiled: Path, pace: Pace) -> None:
+    report = verified(tiled, *archived(tiled, 0, 300, 512, SIZE), pace=pace)
+    assert report.fault is None
+    assert report.events == SIZE
+    assert report.replay.attempts == {"granted": 155, "denied": 2, "failed": 0, "interrupted": 0, "open": 0}
+
+
+def flip(seq: int) -> str:
+    """One byte, so that the event is another, and as good."""
+    return f"UPDATE log SET body = replace(body, '192.0.2.1', '192.0.2.2') WHERE seq = {seq}"
+
+
+def renumber(seq: int, by: int) -> list[str]:
+    """All events from `seq` on."""
+    return [f"UPDATE log SET seq = -seq - 1 WHERE seq >= {seq}", f"UPDATE log SET seq = {by} - seq - 1 WHERE seq < 0"]
+
+
+def insert(seq: int, body: bytes) -> list[str]:
+    return [*renumber(seq, 1), f"INSERT INTO log VALUES ({seq}, '{body.decode()}', NULL, NULL)"]
+
+
+def swap(one: int, other: int) -> list[str]:
+    return [
+        f"UPDATE log SET seq = -1 WHERE seq = {one}",
+        f"UPDATE log SET seq = {one} WHERE seq = {other}",
+        f"UPDATE log SET seq = {other} WHERE seq = -1",
+    ]
+
+
+EXPORTED = encode(AuditExported(recorded_at=timestamp(NOW), format="csv", events=0))
+LAST_GRANT = 1088
+
+
+@pytest.mark.parametrize(
+    ("statements", "seq", "what"),
+    [
+        pytest.param([flip(291)], 291, "body changed", id="byte"),
+        pytest.param(["UPDATE log SET body = '' WHERE seq = 400"], 400, "body changed", id="body-gone"),
+        pytest.param([flip(1033)], 1030, "body changed, here or up to event 1059", id="byte-behind-the-last-tile"),
+    ],
+)
+def test_x(tiled: Path, pace: Pace, statements: Sequence[str], seq: int | None, what: str) -> None:
+    fault = verified(tamper(tiled, *statements), pace=pace).fault
+    assert (fault and fault.seq, fault and fault.what) == (seq, what)

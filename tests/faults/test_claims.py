@@ -46,7 +46,7 @@ async def desk(running: Running, parameters: HashParameters | None = None) -> As
 
 def check_log(running: Running) -> None:
     reader = SqliteReader(running.database)
-    report = verify(reader)
+    report = verify(reader, None)
     reader.close()
     assert (report.fault, report.replay.open) == (None, {})
 

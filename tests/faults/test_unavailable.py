@@ -43,7 +43,7 @@ async def check_recovered(running: Running, *, action: str) -> None:
     assert answer.status == 200
     assert [event["action"] for event in running.events(answer.request_id)[5:6]] == [action]
     reader = SqliteReader(running.database)
-    report = verify(reader)
+    report = verify(reader, None)
     reader.close()
     assert report.fault is None
     assert not report.replay.open
