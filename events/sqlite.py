@@ -57,8 +57,8 @@ def _find_sqlite() -> Any:
 
 # What the writer runs, in the order a batch needs it.
 _SIZE = "SELECT coalesce(max(seq) + 1, 0) FROM log"
-_TREE = "SELECT size, nodes FROM tree"
-_MOVE = "UPDATE tree SET size = ?, nodes = ? WHERE size = ?"
+_TREE = "SELECT size, nodes, leaves FROM tree"
+_MOVE = "UPDATE tree SET size = ?, nodes = ?, leaves = ?"
 _TILE = "INSERT INTO tiles (level, tile, root, hashes) VALUES (?, ?, ?, ?)"
 _TILE_ROOTS = "SELECT root FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile"
 _OPEN = "INSERT INTO open_attempts (request_id) SELECT unhex(value) FROM json_each(?)"
@@ -82,17 +82,18 @@ _APPEND = _append("?", "?")
 # What a loaded service commits is a row put into this view: one statement, and so one transaction, that gives the
 # GIL up once. A connection has it for itself alone; the file knows nothing of it.
 _ONE_STATEMENT = (
-    "CREATE TEMP VIEW appended AS SELECT NULL AS size, NULL AS bodies, NULL AS new_size, NULL AS nodes, NULL AS tiles",
+    "CREATE TEMP VIEW appended AS"
+    " SELECT 0 AS size, '' AS bodies, 0 AS new_size, x'' AS nodes, x'' AS leaves, '' AS tiles",
     f"""
 CREATE TEMP TRIGGER append_all INSTEAD OF INSERT ON appended BEGIN
     SELECT raise(ABORT, 'another process appended') FROM tree WHERE size <> NEW.size;
     {_append("NEW.size", "NEW.bodies")};
-    UPDATE tree SET size = NEW.new_size, nodes = NEW.nodes;
+    UPDATE tree SET size = NEW.new_size, nodes = NEW.nodes, leaves = NEW.leaves;
     INSERT INTO tiles (level, tile, root, hashes)
     SELECT value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3) FROM json_each(NEW.tiles);
 END""",
 )
-_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?)"
+_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?)"
 
 _WRITES: dict[str, tuple[str, ...]] = {
     # The first statement is the guard: where it changes no row, the write is lost.
@@ -264,9 +265,9 @@ class SqliteStore:
     def _append(self, connection: Any, batch: Batch, tree: "_Tree | None") -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            size, nodes = connection.execute(_TREE).fetchone()
+            size, nodes, leaves = connection.execute(_TREE).fetchone()
             if tree is None or tree.size != size:  # another process appended
-                tree = _read_tree(connection, size, nodes)
+                tree = _Tree(Frontier(size, split_hashes(nodes)), split_hashes(leaves))
             if batch.opened:
                 connection.execute(_OPEN, (_json(batch.opened),))
             outcomes = []
@@ -279,13 +280,12 @@ class SqliteStore:
                 outcomes.append(outcome)
             if batch.closed:
                 connection.execute(_CLOSE, (_json(batch.closed),))
-            before = tree.size
             for level, tile, root, hashes in _grow(tree, appended):
                 if hashes is None:
                     below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
                     hashes = b"".join(row[0] for row in connection.execute(_TILE_ROOTS, below))
                 connection.execute(_TILE, (level, tile, root, hashes))
-            connection.execute(_MOVE, (tree.size, b"".join(tree.frontier.nodes), before))
+            connection.execute(_MOVE, tree.head())
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -326,11 +326,8 @@ class _Tree:
     def size(self) -> int:
         return self.frontier.size
 
-
-def _read_tree(connection: Any, size: int, nodes: bytes) -> _Tree:
-    frontier = Frontier(size, split_hashes(nodes))
-    rows = connection.execute(f"SELECT {_BODY} FROM log WHERE seq >= ? ORDER BY seq", (size - size % TILE_WIDTH,))
-    return _Tree(frontier, leaf_hashes(body for (body,) in rows))
+    def head(self) -> tuple[int, bytes, bytes]:
+        return self.size, b"".join(self.frontier.nodes), b"".join(self.leaves)
 
 
 def _grow(tree: _Tree, bodies: list[bytes]) -> list[tuple[int, int, bytes, bytes | None]]:
@@ -362,7 +359,7 @@ def _one_row(tree: _Tree, batch: Batch) -> Sequence[Any] | None:
     if size >> 2 * TILE_HEIGHT != size + len(bodies) >> 2 * TILE_HEIGHT:
         return None  # a tile above level 0 has to be put together from what is stored
     tiles = [[level, tile, root.hex(), (hashes or b"").hex()] for level, tile, root, hashes in _grow(tree, bodies)]
-    return size, _array(bodies), tree.size, b"".join(tree.frontier.nodes), _json(tiles)
+    return size, _array(bodies), *tree.head(), _json(tiles)
 
 
 # Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:
@@ -520,22 +517,30 @@ class SqliteReader:
 
     def tree_head(self) -> Frontier:
         """The head of the tree as the last commit left it. Raises `BrokenTree` where somebody took it away."""
-        rows = self._rows(_TREE)
-        if not rows:
-            raise BrokenTree(f"the tree in {self._path} has no head")
-        size, nodes = rows[0]
+        size, nodes, _ = self._head()
         return Frontier(size, split_hashes(nodes))
+
+    def _head(self) -> tuple[int, bytes, bytes]:
+        for size, nodes, leaves in self._rows(_TREE):
+            return size, nodes, leaves
+        raise BrokenTree(f"the tree in {self.path} has no head")
+
+    def edge(self) -> tuple[int, list[bytes]]:
+        """The leaf hashes that no complete tile has yet, behind the number of the tile that they will make."""
+        size, _, joined = self._head()
+        return size // TILE_WIDTH, split_hashes(joined)
 
     def hashes(self, level: int, first: int, end: int) -> list[bytes]:
         """`events.merkle.Read`. Raises `BrokenTree` where the tree does not reach so far."""
         tile, offset = divmod(first, TILE_WIDTH)
-        whole = self._rows("SELECT hashes FROM tiles WHERE level = ? AND tile = ?", (level, tile))
-        if whole:
-            found = split_hashes(whole[0][0])[offset : offset + end - first]
-        elif level:
+        edge, found = self.edge() if level == 0 else (None, [])
+        if edge != tile:  # looked at first: it may become a whole one meanwhile, and never the other way
+            whole = self._rows("SELECT hashes FROM tiles WHERE level = ? AND tile = ?", (level, tile))
+            found = split_hashes(whole[0][0]) if whole else []
+        if level and not found:
             found = [root for (root,) in self._rows(_TILE_ROOTS, (level - 1, first, end))]
         else:
-            found = leaf_hashes(row[1] for row in self.log_rows(first, end, TILE_WIDTH))
+            found = found[offset : offset + end - first]
         if len(found) != end - first:
             raise BrokenTree(f"the tree in {self.path} lacks hashes of level {level} from {first} on")
         return found

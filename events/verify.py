@@ -22,9 +22,11 @@ from attrs import field, frozen, mutable
 
 from events.checkpoint import Checkpoint, CheckpointError, Verifier, parse
 from events.chunk import INSERTED, Chunk, Mark, by_size, claims, differing, read_chunk
+from events.export import tiles
+from events.export.tiles import TileDirectory
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, perfect_root, tree_root
 from events.records import AuditRollbackAccepted, Event
-from events.replay import NO_END, AccountState, Fault, KeyState, Replay
+from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
 from events.sqlite import PAGE, SqliteReader
 from events.workers import Pace, read_chunks
 
@@ -69,6 +71,36 @@ def verify(
     except Fault as found:
         fault = found
     return Report(reading.events, reading.replay, fault)
+
+
+def verify_tiles(
+    directory: TileDirectory,
+    verifier: Verifier,
+    given: Sequence[Given] = (),
+    on_page: Callable[[int, int], None] = lambda done, size: None,
+) -> Report:
+    """Read an export to its end, as far as its checkpoint speaks of it. Raises `OSError`.
+
+    An attempt may be open at its end: what ended it came behind the checkpoint.
+    """
+    replay, events, fault = Replay(lambda request_id: None), 0, None
+    try:
+        for page in tiles.verify(directory, verifier):
+            for seq, body in page:
+                replay.apply(seq, read(seq, body))
+            events += len(page)
+            on_page(events, directory.size)
+        for one in given:
+            checkpoint = verifier.open(one.note)
+            if checkpoint.size > events:
+                raise Fault(events, _shorter(events, one.source, checkpoint.size))
+            if tree_root(checkpoint.size, directory.read) != checkpoint.root:
+                raise Fault(None, f"checkpoint from another history: {one.source}, of {checkpoint.size} events")
+    except Fault as found:
+        fault = found
+    except CheckpointError as error:
+        fault = Fault(None, f"no valid signature on a checkpoint: it {error}")
+    return Report(events, replay, fault)
 
 
 def difference(reader: SqliteReader, replay: Replay) -> str | None:
@@ -272,8 +304,7 @@ class _Reading:
             raise fault_left
 
     def _shorter(self, source: str, size: int) -> Fault:
-        what = f"log shorter than checkpoint: it has {self.events} events, {source} has {size}"
-        return Fault(self.events, what)
+        return Fault(self.events, _shorter(self.events, source, size))
 
     def _acceptance(self, checkpoint: Checkpoint) -> int | None:
         """The event by which an operator gave up the history that the checkpoint is of."""
@@ -294,6 +325,10 @@ class _Reading:
         differs = difference(self._reader, self.replay)
         if differs is not None:
             raise Fault(None, differs)
+
+
+def _shorter(events: int, source: str, size: int) -> str:
+    return f"log shorter than checkpoint: it has {events} events, {source} has {size}"
 
 
 def _opened(

@@ -17,7 +17,7 @@ import structlog
 
 from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
 from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
-from events.merkle import EMPTY_ROOT, frontier, tree_root
+from events.merkle import EMPTY_ROOT, TILE_WIDTH, frontier, leaf_hashes, tree_root
 from events.sqlite import BrokenTree, SqliteReader, SqliteStore
 from service.config import Settings
 from service.keys import log_signer
@@ -86,6 +86,9 @@ def check(settings: Settings, verifier: Verifier, reader: SqliteReader) -> None:
         raise BrokenTree(f"the log has {size} events, its tree {head.size}")
     if frontier(size, reader.hashes) != head:
         raise BrokenTree(f"the head of the tree of {size} events is not that of its tiles")
+    _, edge = reader.edge()
+    if leaf_hashes(row[1] for row in reader.log_rows(size - len(edge), size, TILE_WIDTH)) != edge:
+        raise BrokenTree(f"the last of the log's {size} events are not those of its tree")
     checkpoint = read_checkpoint(settings, verifier, size)
     if checkpoint.size > size:
         raise RolledBack(f"the log has {size} events, its checkpoint {checkpoint.size}")

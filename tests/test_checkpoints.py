@@ -353,7 +353,7 @@ GUARDED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "event-changed": (
         lambda directory: tamper(directory / "auth.db", "UPDATE log SET body = replace(body, 'Z', 'z') WHERE seq = 5"),
-        "the head of the tree of 6 events is not that of its tiles",
+        "the last of the log's 6 events are not those of its tree",
     ),
 }
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from events.checkpoint import CheckpointError, Proof, Verifier, parse
+from events.checkpoint import CheckpointError, Proof, parse
 from events.codec import timestamp, type_of
 from events.log import EventLog, LogUnavailable, StoreError
 from events.merkle import inclusion_proof
@@ -21,28 +21,15 @@ from events.sqlite import BrokenTree, SqliteReader, SqliteStore
 from service.accounts import operator
 from service.app import wall_clock
 from service.checkpoints import Anchor, DirectoryInUse, RolledBack, check, lock, read_checkpoint
-from service.commands.console import ConfigOption, Exit, fail, say, settings
-from service.commands.replay import log_of, request_id_of, rows_of, write_file
+from service.commands.console import ConfigOption, Exit, VkeyOption, fail, say, settings
+from service.commands.replay import log_of, own_verifier, request_id_of, rows_of, write_file
 from service.config import Settings
-from service.keys import KeyFileError, OriginDiffers, log_signer, log_verifier
+from service.keys import KeyFileError, OriginDiffers, log_signer
 
 app = typer.Typer()
 
 POLL_SECONDS = 0.02
 MAX_REASON_BYTES = 1024  # an event has to fit into an entry of the tiles
-
-
-def _vkey(text: str) -> Verifier:
-    try:
-        return Verifier.parse(text.strip())
-    except CheckpointError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-VkeyOption = Annotated[
-    Verifier | None,
-    typer.Option("--vkey", metavar="KEY", help="The log's key, as you had it from `vkey` earlier.", parser=_vkey),
-]
 
 
 @app.command("checkpoint")
@@ -59,14 +46,6 @@ def checkpoint_(context: typer.Context, config: ConfigOption = None) -> None:
 def vkey(context: typer.Context, config: ConfigOption = None) -> None:
     """Print the key that verifies the log's checkpoints and proofs."""
     print(own_verifier(settings(context, config)))
-
-
-def own_verifier(chosen: Settings) -> Verifier:
-    """The directory's own key; ends the command where there is none."""
-    try:
-        return log_verifier(chosen.keys_directory)
-    except KeyFileError as error:
-        fail(Exit.UNREADABLE, str(error))
 
 
 # -- proofs ---------------------------------------------------------------------------
