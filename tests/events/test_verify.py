@@ -483,6 +483,18 @@ def tile(level: int, number: int, columns: str) -> str:
             id="byte-in-the-last-subtree",
         ),
         pytest.param(insert(1054, EXPORTED), 1054, "inserted", id="inserted-behind-the-last-tile"),
+        pytest.param(
+            [*insert(1054, EXPORTED), *insert(1054, EXPORTED)],
+            1030,
+            "inserted, here or up to event 1059",
+            id="two-inserted-behind-the-last-tile",
+        ),
+        pytest.param(
+            ["UPDATE tree SET nodes = CAST(substr(nodes, 1, 32) || zeroblob(32) || substr(nodes, 65) AS BLOB)"],
+            None,
+            HEAD_CHANGED,
+            id="tree-head-behind-the-last-tile",
+        ),
         pytest.param([tile(0, 1, "root = zeroblob(32)")], 256, "tile changed", id="tile-root"),
         pytest.param([tile(0, 1, "hashes = zeroblob(32)")], 256, "tile changed", id="tile-hashes"),
         pytest.param([tile(0, 1, "hashes = CAST(hashes || x'00' AS BLOB)")], 256, "tile changed", id="tile-too-long"),
@@ -569,6 +581,23 @@ def test_what_was_tampered_with_is_named_and_where(
             insert(400, EXPORTED), 290, "checkpoint from another history: the one kept for 512 events", id="inserted"
         ),
         pytest.param([BEYOND], None, "", id="appended"),
+        pytest.param(
+            [
+                "DROP INDEX log_request_id",
+                "INSERT INTO log SELECT seq + 9, body, request_id, account FROM log WHERE seq BETWEEN 1089 AND 1096"
+                " ORDER BY seq DESC",
+                "DELETE FROM checkpoints WHERE size = 1098",
+            ],
+            1098,
+            "begins an attempt whose request_id another one has",
+            id="attempts-replayed",
+        ),
+        pytest.param(
+            [f"UPDATE log SET body = replace(body, '{rid(42)}', 'x'), request_id = NULL WHERE seq = 291"],
+            291,
+            "has a request_id that is none",
+            id="request-id-that-is-no-hex",
+        ),
         pytest.param(
             ["DELETE FROM log WHERE seq = 1097", "UPDATE checkpoints SET note = 'x' WHERE size = 1098"],
             1060,
