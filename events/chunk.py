@@ -16,7 +16,7 @@ from events.records import TERMINAL, AttemptEvent, Event
 from events.replay import Counts, Fault, Stretch, read
 from events.sqlite import LogRow, SqliteReader
 
-_BEFORE_ALL = -(2**63)  # SQLite's least rowid: an event below 0 would stand before the first
+_BEFORE_ALL, _BEHIND_ALL = -(2**63), 2**63 - 1  # SQLite's rowids: an event below 0 would stand before the first
 
 BODY_CHANGED = "body changed"
 MISSING = "missing"
@@ -89,11 +89,12 @@ def read_chunk(
 def _rows(reader: SqliteReader, first: int, end: int) -> tuple[list[LogRow], Fault | None]:
     """The rows that follow one another, and what is the matter where they do not reach `end`."""
     rows = reader.log_rows(first or _BEFORE_ALL, end, end - first)
-    for seq, row in zip(count(first), rows, strict=False):
-        if row[0] != seq:
-            return rows[: seq - first], Fault(seq, f"{MISSING}, event {row[0]} stands in its place")
-    reached = first + len(rows)
-    return rows, None if reached == end else Fault(reached, MISSING)
+    seqs = [row[0] for row in rows]
+    if seqs == list(range(first, end)):
+        return rows, None
+    gap = next((seq for seq, found in zip(count(first), seqs, strict=False) if seq != found), first + len(rows))
+    behind = [*seqs[gap - first :], *(row[0] for row in reader.log_rows(end, _BEHIND_ALL, 1))]
+    return rows[: gap - first], Fault(gap, f"{MISSING}, event {behind[0]} stands in its place" if behind else MISSING)
 
 
 def _check_columns(seq: int, event: Event, request_id: bytes | None, account: bytes | None) -> None:

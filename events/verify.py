@@ -297,7 +297,7 @@ class _Reading:
             accepted = self._acceptance(checkpoint)
             if accepted is None:
                 raise fault
-            what = f"abandoned, accepted at event {accepted}: {source}, a checkpoint of {checkpoint.size} events"
+            what = f"abandoned, accepted at event {accepted}: {source}, of {checkpoint.size} events"
             abandoned = abandoned or Fault(accepted, what)
         fault_left = self._unsigned or abandoned
         if fault_left is not None:
