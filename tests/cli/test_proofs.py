@@ -458,7 +458,7 @@ UNEXPORTED: dict[str, tuple[Breaks, str]] = {
     ),
     "event-missing": (
         lambda directory: tamper(directory / "auth.db", "DELETE FROM log WHERE seq = 3"),
-        "the log does not hold: event 3 missing",
+        "the log does not hold: event 3: missing",
     ),
     "hash-missing": (
         lambda directory: execute(
