@@ -47,11 +47,11 @@ from events.log import EventLog, Write
 from events.records import AccountCreated, SecretSet
 from events.sqlite import PAGE, SqliteReader, SqliteStore
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.app import hash_parameters, wall_clock
 from service.checkpoints import prepare
+from service.clock import wall_clock
 from service.config import Settings, load
 from service.keys import secrets_key
-from service.verifier import SecretHasher
+from service.verifier import HashParameters, SecretHasher
 
 BENCH = ROOT / "scripts" / "bench"
 HUBLER_AUTH = [str(PYTHON), "-m", "service", "--config", str(ROOT / "config.toml")]
@@ -279,7 +279,8 @@ def prepared(run: Run, name: str, accounts: Sequence[str] = ()) -> tuple[Path, S
 
 async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
     """Accounts whose secrets are set and nowhere remembered. One verifier serves for all: it names no account."""
-    hasher = SecretHasher(secrets_key(chosen.keys_directory), hash_parameters(chosen))
+    costs = HashParameters(chosen.secrets.memory_kib, chosen.secrets.iterations, chosen.secrets.parallelism)
+    hasher = SecretHasher(secrets_key(chosen.keys_directory), costs)
     verifier = await hasher.derive(EXAMPLE_SECRET)
     hasher.close()
     log = EventLog(SqliteStore(chosen.database, create=False), wall_clock)

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from events.sqlite import SqliteReader, SqliteStore
 from service import logs
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
+from service.clock import wall_clock
 from service.config import Settings
 from service.contract import Answers
 from service.handler import (
@@ -59,16 +59,6 @@ AUTH = web.AppKey("AUTH", AuthHandler)
 
 class CannotListen(Exception):
     """The address cannot be listened on; the text names it."""
-
-
-def wall_clock() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
-
-
-def hash_parameters(settings: Settings) -> HashParameters:
-    secrets = settings.secrets
-    return HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism)
 
 
 def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.Application:
@@ -148,7 +138,7 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     secrets = settings.secrets
     hasher = SecretHasher(
         secrets_key(settings.keys_directory),
-        hash_parameters(settings),
+        HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism),
         workers=secrets.hash_workers,
         queue=secrets.hash_queue,
     )

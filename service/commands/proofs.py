@@ -19,8 +19,8 @@ from events.merkle import inclusion_proof
 from events.records import TERMINAL, AuditRollbackAccepted
 from events.sqlite import BrokenTree, SqliteReader, SqliteStore
 from service.accounts import operator
-from service.app import wall_clock
 from service.checkpoints import Anchor, DirectoryInUse, RolledBack, check, lock, read_checkpoint
+from service.clock import wall_clock
 from service.commands.console import ConfigOption, Exit, VkeyOption, fail, say, settings
 from service.commands.replay import log_of, own_verifier, request_id_of, rows_of, write_file
 from service.config import Settings

@@ -35,7 +35,7 @@ from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read
 from events.sqlite import PAGE, BrokenTree, SqliteReader, SqliteStore
 from events.verify import Given, Report, verify, verify_tiles
 from service.accounts import operator
-from service.app import wall_clock
+from service.clock import wall_clock
 from service.commands.console import (
     ConfigOption,
     Exit,

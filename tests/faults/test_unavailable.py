@@ -13,7 +13,8 @@ import pytest
 from events.log import Batch, EventLog, Outcome, StoreError
 from events.sqlite import SqliteReader, SqliteStore
 from events.verify import verify
-from service.app import DEPS, LOG, wall_clock
+from service.app import DEPS, LOG
+from service.clock import wall_clock
 from service.model import RawRequest
 from service.pipeline import Arrival, authenticate
 from tests.conftest import Start
