@@ -18,7 +18,7 @@ from service.checkpoints import prepare
 from service.keys import KeyFileError, OriginDiffers, create_signing_key, log_signer, log_verifier
 from tests.anchored import ORIGIN, announced, in_file, kept, live, types, verifier_of
 from tests.audit_log import started, stopped, tamper, write_log
-from tests.cli.serving import READY_SECONDS, serving
+from tests.cli.serving import READY_SECONDS, Serving, serving
 from tests.cli.test_serve import run, status
 from tests.harness import SECRET, events, execute, settings, until
 
@@ -165,26 +165,31 @@ def test_a_key_that_several_make_at_the_same_time_is_shared(tmp_path: Path) -> N
 # -- signed in a service's life -------------------------------------------------------
 
 
+def caught_up(service: Serving) -> Callable[[], bool]:
+    """Whether the newest checkpoint in the log lines covers whatever is on disk."""
+    return lambda: [one.size for one in announced(service.stdout)][-1:] == [len(types(service.stdout.parent))]
+
+
 async def test_checkpoints_are_signed_at_the_start_at_the_stop_and_between_when_events_have_come(
     tmp_path: Path,
 ) -> None:
     directory = tmp_path / "var"
     with serving(directory, AUDIT__CHECKPOINT_INTERVAL="50ms") as service:
-        await until(lambda: len(announced(service.stdout)) == 1, READY_SECONDS)
-        assert announced(service.stdout) == [in_file(directory)]
-        assert in_file(directory).size == len(types(directory)) == 3
+        await until(caught_up(service), READY_SECONDS)
+        first = announced(service.stdout)
+        assert first[-1] == in_file(directory)
+        assert first[-1].size == 3
         time.sleep(0.5)
-        assert len(announced(service.stdout)) == 1
+        assert announced(service.stdout) == first
 
         assert run(directory, "accounts", "add").returncode == 0
-        await until(lambda: len(announced(service.stdout)) == 2, READY_SECONDS)
-        assert announced(service.stdout)[1] == in_file(directory)
-        assert in_file(directory).size == len(types(directory)) == 4
+        await until(caught_up(service), READY_SECONDS)
+        assert announced(service.stdout) == [*first, in_file(directory)]
 
         assert service.stop() == 0
-    assert [checkpoint.size for checkpoint in announced(service.stdout)] == [3, 4, 5]
+    assert announced(service.stdout)[len(first) + 1 :] == [in_file(directory)]
+    assert in_file(directory).size == len(types(directory)) == 5
     assert types(directory)[-1] == "service.stopped"
-    assert in_file(directory) == announced(service.stdout)[-1]
     assert kept(directory) == announced(service.stdout)
     assert list(directory.glob(".checkpoint.*")) == []
 
@@ -194,9 +199,7 @@ async def test_requests_are_covered_within_the_interval(tmp_path: Path) -> None:
     with serving(directory, "--quickstart", AUDIT__CHECKPOINT_INTERVAL="50ms") as service:
         for number in range(10):
             assert status(service.port, SECRET if number % 2 else "another") in ("200", "401")
-        await until(
-            lambda: [one.size for one in announced(service.stdout)][-1:] == [len(types(directory))], READY_SECONDS
-        )
+        await until(caught_up(service), READY_SECONDS)
         assert service.stop() == 0
     assert kept(directory) == announced(service.stdout)
 
@@ -236,19 +239,18 @@ async def test_a_checkpoint_that_cannot_be_written_is_a_fault_and_signed_once_it
 ) -> None:
     directory = tmp_path / "var"
     with serving(directory, "--quickstart", AUDIT__CHECKPOINT_INTERVAL="50ms") as service:
-        await until(lambda: len(announced(service.stdout)) == 1, READY_SECONDS)
+        await until(caught_up(service), READY_SECONDS)
+        before = announced(service.stdout)
         breaks(directory)
         assert status(service.port, SECRET) == "200"
         await until(
             lambda: b'"exception":"StoreError","where":"audit.checkpoint"' in service.stdout.read_bytes(), READY_SECONDS
         )
-        assert len(announced(service.stdout)) == 1
+        assert announced(service.stdout) == before
         assert status(service.port, SECRET) == "200"
 
         mends(directory)
-        await until(
-            lambda: [one.size for one in announced(service.stdout)][-1:] == [len(types(directory))], READY_SECONDS
-        )
+        await until(caught_up(service), READY_SECONDS)
         assert in_file(directory) == announced(service.stdout)[-1]
         assert service.stop() == 0
     assert service.stderr.read_text().count("curl ") == 1

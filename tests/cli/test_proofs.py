@@ -245,12 +245,16 @@ UNTRUE: dict[str, tuple[Breaks, int, str]] = {
         "the proof does not lead from its entry to its checkpoint",
     ),
     "checkpoint-changed": (
-        lambda directory: execute(directory / "auth.db", "UPDATE checkpoints SET note = replace(note, '18', '17')"),
+        lambda directory: execute(
+            directory / "auth.db", "UPDATE checkpoints SET note = replace(note, '\n18\n', '\n17\n')"
+        ),
         1,
         "the proof has a signature that does not hold",
     ),
     "checkpoint-of-more": (
-        lambda directory: execute(directory / "auth.db", "UPDATE checkpoints SET note = replace(note, '18', '19')"),
+        lambda directory: execute(
+            directory / "auth.db", "UPDATE checkpoints SET note = replace(note, '\n18\n', '\n19\n')"
+        ),
         1,
         "the log does not hold: the tree in {}/auth.db lacks hashes",
     ),
