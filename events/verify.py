@@ -299,9 +299,10 @@ class _Reading:
                 raise fault
             what = f"abandoned, accepted at event {accepted}: {source}, of {checkpoint.size} events"
             abandoned = abandoned or Fault(accepted, what)
-        fault_left = self._unsigned or abandoned
-        if fault_left is not None:
-            raise fault_left
+        if self._unsigned is not None:
+            raise self._unsigned
+        if abandoned is not None:
+            raise abandoned
 
     def _shorter(self, source: str, size: int) -> Fault:
         return Fault(self.events, _shorter(self.events, source, size))
@@ -334,7 +335,10 @@ def _shorter(events: int, source: str, size: int) -> str:
 def _opened(
     reader: SqliteReader, verifier: Verifier | None, given: Sequence[Given]
 ) -> tuple[list[tuple[str, Checkpoint]], Fault | None]:
-    """Each source and its checkpoint, by size, and the first one not signed by the key. Left out are kept ones."""
+    """Each source and its checkpoint, by size, and the first one not signed by the key.
+
+    Left out is whatever is kept to the letter, and so checked with what is kept.
+    """
     opened: list[tuple[str, Checkpoint]] = []
     unsigned = None
     for one in given:

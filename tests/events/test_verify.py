@@ -1,9 +1,11 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import attrs
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,7 +27,7 @@ from events.records import (
     SecretRotated,
     ServiceStopped,
 )
-from events.replay import Fault, Replay, read
+from events.replay import Fault, Replay, Stretch, read
 from events.sqlite import PAGE, SqliteReader
 from events.verify import Given, Report, verify
 from events.workers import Pace
@@ -788,6 +790,23 @@ def test_a_log_reads_the_same_in_chunks_as_in_order(path: Path, seed: int) -> No
             assert (report.events, report.replay) == (size, replay)
             if fault is not None:
                 assert str(report.fault) == str(fault)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stretches_cut_anywhere_add_up_to_the_whole(seed: int) -> None:
+    events = list(enumerate(some_log(seed)))
+    whole, parts = Replay(lambda request_id: None), Replay(lambda request_id: None)
+    for seq, event in events:
+        whole.apply(seq, event)
+    cuts = sorted(Random(seed).choices(range(len(events)), k=seed))
+    for first, end in pairwise([0, *cuts, len(events)]):
+        stretch = Stretch()
+        for seq, event in events[first:end]:
+            stretch.apply(seq, event)
+        for seq, event in stretch.left:
+            parts.apply(seq, event)
+        parts.add(stretch.counts)
+    assert attrs.evolve(parts, start_of=whole.start_of) == whole
 
 
 @pytest.mark.parametrize("again", [pytest.param(300, id="in-the-next-chunk"), pytest.param(700, id="chunks-later")])
