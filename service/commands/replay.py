@@ -36,6 +36,7 @@ from events.verify import Report, verify
 from service.accounts import operator
 from service.app import wall_clock
 from service.commands.console import (
+    KEY_COLUMNS,
     ConfigOption,
     Exit,
     Following,
@@ -44,6 +45,7 @@ from service.commands.console import (
     Row,
     error_console,
     fail,
+    key_row,
     root,
     say,
     settings,
@@ -355,10 +357,7 @@ def state(
     now = wall_clock() if at is None else at
     accounts = [_account_members(replay, account, now) for account in sorted(replay.accounts)]
     rows = [{**account, "live_secrets": _in_words(account["live_secrets"])} for account in accounts]
-    keys: list[Row] = [
-        {"kid": key.kid, "alg": key.alg, "state": key.state, "created_at": timestamp(key.created_at)}
-        for key in replay.keys.values()
-    ]
+    keys = [key_row(key) for key in replay.keys.values()]
     if format is Format.JSON:
         _print_json(
             {
@@ -372,7 +371,7 @@ def state(
         )
     elif format is Format.TABLE:
         write_rows(_counts(replay), ("count", "what"), format)
-        for blocks, columns in ((keys, ("kid", "alg", "state", "created_at")), (rows, ACCOUNT_COLUMNS)):
+        for blocks, columns in ((keys, KEY_COLUMNS), (rows, ACCOUNT_COLUMNS)):
             print()
             write_rows(blocks, columns, format)
     else:
