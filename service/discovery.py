@@ -7,7 +7,7 @@ import hashlib
 from urllib.parse import unquote, urlsplit
 
 import orjson
-from aiohttp import ETag, web
+from aiohttp import web
 from attrs import frozen
 
 from service import contract
@@ -64,14 +64,12 @@ class Discovery:
             return refusal
         fields = headers(request_id)
         fields["Cache-Control"] = self._cache_control
+        fields["ETag"] = f'"{document.etag}"'
         known = [tag.value for tag in request.if_none_match or ()]
         if document.etag in known or "*" in known:
             del fields["Content-Type"]
-            response = web.Response(status=304, headers=fields)
-        else:
-            response = web.Response(body=document.body, headers=fields)
-        response.etag = ETag(document.etag)
-        return response
+            return web.Response(status=304, headers=fields)
+        return web.Response(body=document.body, headers=fields)
 
 
 def _metadata(issuer: str) -> dict[str, str | list[str]]:
