@@ -4,9 +4,9 @@ A body is made when it changes and not when it is asked for. Nothing here goes o
 """
 
 import hashlib
-from urllib.parse import unquote, urlsplit
+import json
+from urllib.parse import unquote
 
-import orjson
 from aiohttp import web
 from attrs import frozen
 
@@ -41,8 +41,9 @@ class Discovery:
     def __init__(self, keys: KeyRing, issuer: str, publish_before_seconds: float) -> None:
         self._keys = keys
         self._jwks = _Document.of(keys.jwks)
-        self._metadata = _Document.of(orjson.dumps(_metadata(issuer)))
-        self._issuer_path = unquote(urlsplit(issuer).path.rstrip("/"))
+        self._metadata = _Document.of(json.dumps(_metadata(issuer)).encode("ascii"))
+        _, slash, path = issuer.partition("://")[2].rstrip("/").partition("/")
+        self._issuer_path = unquote(slash + path)
         max_age_seconds = min(LONGEST_MAX_AGE_SECONDS, int(publish_before_seconds) // 4)
         self._cache_control = f"public, max-age={max_age_seconds}"
 
