@@ -235,16 +235,25 @@ class SecretRetired(AccountEvent, frozen=True, kw_only=True):
 
 
 class KeyEvent(Event, frozen=True, kw_only=True):
+    """A change to a signing key. `operator` is the login name behind a command, absent where the service did it."""
+
     kid: str
     alg: str
+    operator: str | None = None
 
 
 class KeyCreated(KeyEvent, frozen=True, kw_only=True):
-    pass
+    """From here on the key verifies; it does not sign yet."""
 
 
 class KeyActivated(KeyEvent, frozen=True, kw_only=True):
-    """From here on tokens are signed with this key."""
+    """From here on tokens are signed with this key, and with no other."""
+
+
+class KeyRetired(KeyEvent, frozen=True, kw_only=True):
+    """The key never signs again, and verifies until `published_until`; where that is absent, not from here on."""
+
+    published_until: str | None = None
 
 
 class AuditExported(Event, frozen=True, kw_only=True):

@@ -37,6 +37,8 @@ from events.records import (
     Failed,
     KeyActivated,
     KeyCreated,
+    KeyEvent,
+    KeyRetired,
     PayloadBuilt,
     PayloadFailed,
     Refused,
@@ -205,12 +207,16 @@ class AccountState:
 
 @frozen
 class KeyState:
-    """A signing key as the events leave it; `created_at` is in microseconds since 1970."""
+    """A signing key as the events leave it; times are microseconds since 1970."""
 
     kid: str
     alg: str
-    state: str  # published | active
+    state: str  # published | active | retired | withdrawn
     created_at: int
+    activated_at: int | None = None
+    deactivated_at: int | None = None
+    retired_at: int | None = None
+    published_until: int | None = None
 
 
 @mutable(kw_only=True)
@@ -314,13 +320,8 @@ class Replay(Counts):
             self._step(seq, event)
         elif isinstance(event, AccountEvent):
             self._change(seq, event, now)
-        elif isinstance(event, KeyCreated):
-            _expect(seq, event.kid not in self.keys, "creates a key that there is")
-            self.keys[event.kid] = KeyState(event.kid, event.alg, "published", now)
-        elif isinstance(event, KeyActivated):
-            _expect(seq, event.kid in self.keys, "activates a key that there is not")
-            for kid, key in self.keys.items():
-                self.keys[kid] = attrs.evolve(key, state="active" if kid == event.kid else "published")
+        elif isinstance(event, KeyEvent):
+            _change_key(self.keys, seq, event, now)
         elif isinstance(event, ServiceStarted):
             self.running_since = seq
         elif isinstance(event, ServiceStopped):
@@ -377,6 +378,28 @@ class Replay(Counts):
             assert isinstance(event, SecretRetired)
             # Not an error where it is gone: a rotation may name one that expired while it was prepared.
             account.secrets.pop(event.version, None)
+
+
+def _change_key(keys: dict[str, KeyState], seq: int, event: KeyEvent, now: int) -> None:
+    if isinstance(event, KeyCreated):
+        _expect(seq, event.kid not in keys, "creates a key that there is")
+        keys[event.kid] = KeyState(event.kid, event.alg, "published", now)
+        return
+    _expect(seq, event.kid in keys, "changes a key that there is not")
+    key = keys[event.kid]
+    _expect(seq, event.alg == key.alg, f"changes a key for {key.alg} as one for {event.alg}")
+    if isinstance(event, KeyActivated):
+        _expect(seq, key.state == "published", f"activates a key that is {key.state}")
+        for other in [other for other in keys.values() if other.state == "active"]:
+            keys[other.kid] = attrs.evolve(other, state="published", deactivated_at=now)
+        keys[event.kid] = attrs.evolve(key, state="active", activated_at=now, deactivated_at=None)
+        return
+    assert isinstance(event, KeyRetired)
+    until = None if event.published_until is None else _microseconds(seq, event.published_until)
+    retirable = ("published", "retired") if until is None else ("published",)
+    _expect(seq, key.state in retirable, f"retires a key that is {key.state}")
+    state = "withdrawn" if until is None else "retired"
+    keys[event.kid] = attrs.evolve(key, state=state, retired_at=now, published_until=until)
 
 
 def _expect(seq: int, holds: bool, otherwise: str) -> None:

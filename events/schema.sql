@@ -86,9 +86,17 @@ CREATE TABLE secrets (
 
 CREATE INDEX secrets_expires_at ON secrets (expires_at) WHERE expires_at IS NOT NULL;
 
+-- `active` signs; `published` does not, yet or any more; `retired` verifies until `published_until`, and
+-- `withdrawn` no longer. `deactivated_at` is when another key took over from the one that signed.
 CREATE TABLE signing_keys (
-    kid        TEXT PRIMARY KEY,
-    alg        TEXT NOT NULL,
-    state      TEXT NOT NULL CHECK (state IN ('published', 'active')),
-    created_at INTEGER NOT NULL
+    kid             TEXT PRIMARY KEY,
+    alg             TEXT NOT NULL,
+    state           TEXT NOT NULL CHECK (state IN ('published', 'active', 'retired', 'withdrawn')),
+    created_at      INTEGER NOT NULL,
+    activated_at    INTEGER,
+    deactivated_at  INTEGER,
+    retired_at      INTEGER,
+    published_until INTEGER
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX signing_keys_state ON signing_keys (state, published_until);

@@ -26,7 +26,7 @@ from events.records import TERMINAL
 T = TypeVar("T")
 
 APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by
@@ -95,6 +95,12 @@ END""",
 )
 _APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?)"
 
+_ADD_KEY = "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
+_SIGN = "UPDATE signing_keys SET state = 'active', activated_at = :now, deactivated_at = NULL WHERE kid = :kid"
+_SIGN_NO_MORE = (
+    "UPDATE signing_keys SET state = 'published', deactivated_at = :now WHERE state = 'active' AND kid <> :kid"
+)
+
 _WRITES: dict[str, tuple[str, ...]] = {
     # The first statement is the guard: where it changes no row, the write is lost.
     "create_account": (
@@ -125,10 +131,28 @@ _WRITES: dict[str, tuple[str, ...]] = {
     ),
     "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :now",),
     "keep_checkpoint": ("INSERT INTO checkpoints (size, note) VALUES (:size, :note) ON CONFLICT DO NOTHING",),
-    "activate_new_key": (
-        "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
-        " ON CONFLICT DO NOTHING",
-        "UPDATE signing_keys SET state = CASE kid WHEN :kid THEN 'active' ELSE 'published' END",
+    "create_key": (f"{_ADD_KEY} ON CONFLICT DO NOTHING",),
+    "activate_new_key": (f"{_ADD_KEY} ON CONFLICT DO NOTHING", _SIGN_NO_MORE, _SIGN),
+    "activate_key": (f"{_SIGN} AND state = 'published'", _SIGN_NO_MORE),
+    "retire_key": (
+        "UPDATE signing_keys SET state = 'retired', retired_at = :now, published_until = :published_until"
+        " WHERE kid = :kid AND state = 'published' AND deactivated_at IS :deactivated_at",
+    ),
+    "withdraw_key": (
+        "UPDATE signing_keys SET state = 'withdrawn', retired_at = :now, published_until = NULL"
+        " WHERE kid = :kid AND state IN ('published', 'retired')",
+    ),
+    "rotate_key": (
+        f"{_SIGN} AND state = 'published'"
+        " AND EXISTS (SELECT 1 FROM signing_keys WHERE kid = :replaced AND state = 'active')",
+        "UPDATE signing_keys SET state = 'retired', deactivated_at = :now, retired_at = :now,"
+        " published_until = :published_until WHERE kid = :replaced",
+    ),
+    "replace_key": (
+        "UPDATE signing_keys SET state = 'withdrawn', deactivated_at = :now, retired_at = :now"
+        " WHERE kid = :replaced AND state = 'active'",
+        _ADD_KEY,
+        _SIGN,
     ),
 }
 
@@ -448,13 +472,20 @@ class AccountRow:
 
 @frozen
 class KeyRow:
+    """A signing key as its table has it; times are microseconds since 1970."""
+
     kid: str
     alg: str
-    state: str
+    state: str  # published | active | retired | withdrawn
     created_at: int
+    activated_at: int | None
+    deactivated_at: int | None
+    retired_at: int | None
+    published_until: int | None
 
 
 _ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version"
+_KEY_COLUMNS = "kid, alg, state, created_at, activated_at, deactivated_at, retired_at, published_until"
 _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
 
 _LARGEST = 2**63 - 1  # of SQLite's integers
@@ -669,5 +700,20 @@ class SqliteReader:
         )
 
     def signing_keys(self) -> list[KeyRow]:
-        rows = self._rows("SELECT kid, alg, state, created_at FROM signing_keys ORDER BY created_at, kid")
+        """Every key there ever was, the oldest first."""
+        rows = self._rows(f"SELECT {_KEY_COLUMNS} FROM signing_keys ORDER BY created_at, kid")
+        return [KeyRow(*row) for row in rows]
+
+    def signing_key(self, kid: str) -> KeyRow | None:
+        rows = self._rows(f"SELECT {_KEY_COLUMNS} FROM signing_keys WHERE kid = ?", (kid,))
+        return KeyRow(*rows[0]) if rows else None
+
+    def live_keys(self, now: int) -> list[KeyRow]:
+        """The keys that verify at `now`, the oldest first."""
+        rows = self._rows(
+            f"SELECT {_KEY_COLUMNS} FROM signing_keys"
+            " WHERE state IN ('published', 'active') OR state = 'retired' AND published_until > ?"
+            " ORDER BY created_at, kid",
+            (now,),
+        )
         return [KeyRow(*row) for row in rows]

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from service.commands import accounts, config, proofs, replay, serve
+from service.commands import accounts, config, keys, proofs, replay, serve
 from service.commands.console import root
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.command)
 app.add_typer(accounts.app, name="accounts")
+app.add_typer(keys.app, name="keys")
 replay.app.add_typer(proofs.app)
 app.add_typer(replay.app, name="replay")
 app.add_typer(config.app, name="config")

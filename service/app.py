@@ -19,8 +19,8 @@ from aiohttp.web_protocol import _ErrInfo
 
 from events.checkpoint import Signer
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
-from events.records import KeyActivated, KeyCreated, ServiceStarted, ServiceStopped
+from events.log import EventLog, LogUnavailable, StoreError
+from events.records import ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
 from service import logs
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
@@ -28,6 +28,7 @@ from service.checkpoints import Anchor, check, lock, prepare
 from service.clock import wall_clock
 from service.config import Settings
 from service.contract import Answers
+from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
 from service.handler import (
     PATHS,
     AuthHandler,
@@ -37,11 +38,13 @@ from service.handler import (
     method_not_allowed,
     refused_by_parser,
 )
-from service.keys import KeyRing, create_signing_key, load_signing_key, secrets_key
+from service.keys import KeyRing, load_signing_key, secrets_key
 from service.model import TokenProfile
 from service.pipeline import Deps
+from service.rotation import KeyDesk, Rotation, Schedule
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
+KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
 RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 LINGERING_SECONDS = 2.0  # what is left of a refused body is read this long, so that the caller sees the answer
@@ -116,21 +119,33 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
 
 
 async def _keys(app: web.Application) -> AsyncIterator[None]:
-    settings, now = app[SETTINGS], app[CLOCK]()
-    alg = settings.tokens.algorithm
-    active = next((row for row in app[READER].signing_keys() if row.state == "active" and row.alg == alg), None)
+    settings, clock, reader = app[SETTINGS], app[CLOCK], app[READER]
+    directory, alg = settings.keys_directory, settings.tokens.algorithm
+    desk = KeyDesk(app[LOG], reader, clock, directory, alg, settings.tokens.ttl_seconds)
+    active = next((row for row in reader.live_keys(clock()) if row.state == "active" and row.alg == alg), None)
     if active is not None:
-        key = load_signing_key(settings.keys_directory, active.kid, alg)
+        key = load_signing_key(directory, active.kid, alg)
     else:
-        # A crash here leaves a key file that no token was ever signed with.
-        key = await asyncio.to_thread(create_signing_key, settings.keys_directory, alg)
-        at = timestamp(now)
-        events = [KeyCreated(recorded_at=at, kid=key.kid, alg=alg), KeyActivated(recorded_at=at, kid=key.kid, alg=alg)]
-        write = Write("activate_new_key", {"kid": key.kid, "alg": alg, "now": now})
-        if await app[LOG].commit(events, write=write) is not Outcome.DONE:
-            raise StoreError(f"cannot write the signing key's row in {settings.database}")
-    app[KEYS] = KeyRing(key)
+        try:
+            key = await desk.create_active()
+        except LogUnavailable:
+            raise StoreError(f"cannot write the signing key's row in {settings.database}") from None
+    ring = app[KEYS] = KeyRing(key)
+    schedule = Schedule(settings.keys.rotate_every_seconds, settings.keys.publish_before_seconds)
+    rotation = Rotation(desk, ring, reader, clock, directory, alg, schedule, log_fault)
+    await rotation.follow()
+
+    async def turn() -> None:
+        while True:
+            await asyncio.sleep(KEYS_SECONDS)
+            # What cannot be read or written now can be later; until then the keys stay as they are.
+            with suppress(LogUnavailable, StoreError):
+                await rotation.turn()
+
+    task = asyncio.create_task(turn())
     yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _accounts(app: web.Application) -> AsyncIterator[None]:
@@ -177,6 +192,9 @@ async def _routes(app: web.Application) -> None:
         resource = app.router.add_resource(path)
         resource.add_route("POST", handler.post, expect_handler=expect_continue)
         resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
+    discovery = Discovery(app[KEYS], app[SETTINGS].issuer, app[SETTINGS].keys.publish_before_seconds)
+    for path, get in ((JWKS_PATH, discovery.jwks), (METADATA_PATH + "{issuer_path:.*}", discovery.metadata)):
+        app.router.add_resource(path).add_route("*", get, expect_handler=expect_continue)
 
 
 # -- HTTP -----------------------------------------------------------------------------

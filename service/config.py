@@ -137,6 +137,12 @@ class Tokens:
 
 
 @frozen
+class Keys:
+    rotate_every_seconds: float = _duration("0")
+    publish_before_seconds: float = _duration("1h", least="1s")
+
+
+@frozen
 class Accounts:
     claim_window_seconds: float = _duration("72h")
 
@@ -174,6 +180,7 @@ class Settings:
     http: Http = Http()
     storage: Storage = Storage()
     tokens: Tokens = Tokens()
+    keys: Keys = Keys()
     accounts: Accounts = Accounts()
     secrets: Secrets = Secrets()
     audit: Audit = Audit()
@@ -245,6 +252,11 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     if secrets.memory_kib < 8 * secrets.parallelism:  # RFC 9106, section 3.1
         source = given["secrets.parallelism"][1]  # by default one lane, for which the least memory is enough
         raise ConfigError(f"secrets.memory_kib must be at least {8 * secrets.parallelism}, 8 for each lane ({source})")
+    keys = Keys(**values["keys"])
+    if 0 < keys.rotate_every_seconds <= keys.publish_before_seconds:
+        source = given["keys.rotate_every"][1]  # by default off
+        least = format_duration(keys.publish_before_seconds)
+        raise ConfigError(f"keys.rotate_every must be longer than keys.publish_before, {least} ({source})")
     directory = values["storage"].get("directory", Storage().directory)
     if given.get("storage.directory", ("", ""))[1] not in environment:
         directory = path.parent / directory

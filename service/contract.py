@@ -60,6 +60,7 @@ TABLE: tuple[Row, ...] = (
 # Answers that are no row of the table: the request never got as far as a stage.
 NOT_FOUND = Row((), "not_found", 404, "Validation", "There is nothing at this path.")
 METHOD_NOT_ALLOWED = Row((), "method_not_allowed", 405, "Validation", "The method must be POST.")
+ONLY_TO_BE_READ = Row((), "method_not_allowed", 405, "Validation", "The method must be GET or HEAD.")
 UNPARSABLE = Row((), "unparsable", 400, "Validation", "The request is not valid HTTP.")
 
 RETRY_AFTER_SECONDS = 1  # a full hash queue drains in about this order of time

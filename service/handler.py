@@ -65,17 +65,23 @@ def new_request_id() -> str:
     return f"{high:016x}{low:016x}"
 
 
+def headers(request_id: str) -> CIMultiDict[str]:
+    """What stands in the headers of every answer."""
+    found = _HEADERS.copy()
+    found["X-Request-ID"] = request_id
+    return found
+
+
 def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
     """The answer for a row of the table, or one beside it."""
-    headers = _HEADERS.copy()
-    headers["X-Request-ID"] = request_id
+    fields = headers(request_id)
     if row.status == 401:
-        headers["WWW-Authenticate"] = f'Bearer realm="{contract.REALM}"'
+        fields["WWW-Authenticate"] = f'Bearer realm="{contract.REALM}"'
     if row.status == 405:
-        headers["Allow"] = "POST"
+        fields["Allow"] = "POST"
     if row.status == 503:
-        headers["Retry-After"] = str(contract.RETRY_AFTER_SECONDS)
-    return web.Response(status=row.status, body=orjson.dumps(contract.body(row, detail)), headers=headers)
+        fields["Retry-After"] = str(contract.RETRY_AFTER_SECONDS)
+    return web.Response(status=row.status, body=orjson.dumps(contract.body(row, detail)), headers=fields)
 
 
 @frozen
@@ -94,20 +100,17 @@ class AuthHandler:
         _log(self._log, arrival.request_id, found)
         if found.row is None:
             body = b'{"status":"success","token":"%b"}' % found.token.encode("ascii")
-            headers = _HEADERS.copy()
-            headers["X-Request-ID"] = arrival.request_id
-            return web.Response(body=body, headers=headers)
+            return web.Response(body=body, headers=headers(arrival.request_id))
         response = answer(found.row, arrival.request_id, found.detail)
         if raw.too_large or not raw.complete:
             response.force_close()  # where this request ends and the next begins, nobody has seen
         return response
 
     def _arrival(self, request: web.Request) -> Arrival:
-        headers = request.headers
-        client_request_id = headers.get("X-Request-ID")
+        client_request_id = request.headers.get("X-Request-ID")
         if client_request_id is not None and not _CLIENT_REQUEST_ID.fullmatch(client_request_id):
             client_request_id = None
-        traceparent = headers.get("traceparent")
+        traceparent = request.headers.get("traceparent")
         trace = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         return Arrival(
             request_id=new_request_id(),
@@ -121,9 +124,8 @@ class AuthHandler:
 
 
 async def _read(request: web.Request, timeout_seconds: float) -> RawRequest:
-    headers = request.headers
-    content_type = tuple(headers.getall("Content-Type", ()))
-    content_encoding = tuple(headers.getall("Content-Encoding", ()))
+    content_type = tuple(request.headers.getall("Content-Type", ()))
+    content_encoding = tuple(request.headers.getall("Content-Encoding", ()))
     if (request.content_length or 0) > MAX_BODY_BYTES:
         return RawRequest(b"", content_type, content_encoding, too_large=True)
     body = b""

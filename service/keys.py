@@ -1,7 +1,7 @@
 """Keys on disk: made once, written atomically, readable by the owner alone, loaded once as objects.
 
 `keys/KID.pem` (HS256: `keys/KID.bin`) signs tokens, `keys/KID.pub.pem` beside it verifies
-them; `keys/log.pem` signs the log's checkpoints and `keys/log.vkey` verifies those; and
+them, and so does the JWKS; `keys/log.pem` signs the log's checkpoints and `keys/log.vkey` verifies those; and
 `keys/secrets.key` keys the hash under every secret's verifier. Which key signs is on
 record in the log and in `signing_keys`; the files only hold the material.
 """
@@ -10,15 +10,15 @@ import binascii
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
-from attrs import field, frozen, mutable
+from attrs import field, frozen
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from jwt import PyJWS
+from jwt import PyJWK, PyJWS
 from jwt.algorithms import get_default_algorithms
 
 from events.checkpoint import CheckpointError, Signer, Verifier
@@ -70,15 +70,36 @@ class SigningKey:
     def check(self) -> None:
         """Sign and verify once, by PyJWT's own rules. Raises what it raises for a key of the wrong kind or too weak."""
         _JWS.encode(b"{}", self.material, self.alg)
-        public = self.material if isinstance(self.material, bytes) else self.material.public_key()
-        _JWS.decode(self.sign(b"{}"), public, algorithms=[self.alg])
+        _JWS.decode(self.sign(b"{}"), self.verifier(), algorithms=[self.alg])
+
+    def verifier(self) -> PyJWK:
+        """What `jwt.decode` takes as key, with the one algorithm that it is for."""
+        return PyJWK(_jwk(self.alg, self.material), self.alg)
+
+    def public_jwk(self) -> dict[str, str] | None:
+        """RFC 7517; `None` for a shared key, which nobody may see."""
+        if isinstance(self.material, bytes):
+            return None
+        return {"kid": self.kid, "use": "sig", "alg": self.alg, **_jwk(self.alg, self.material)}
 
 
-@mutable
 class KeyRing:
-    """The key that signs now."""
+    """The keys in use: the one that signs, and all that verify. Changes as a whole, between two requests."""
 
-    active: SigningKey
+    def __init__(self, active: SigningKey) -> None:
+        self.turn(active, [active])
+
+    def turn(self, active: SigningKey, verifying: Sequence[SigningKey]) -> None:
+        """Sign with `active` from now on, and verify with those of `verifying`."""
+        self.active = active
+        self.verifying = tuple(verifying)
+        self._verifiers = {key.kid: key.verifier() for key in verifying}
+        public = [jwk for key in verifying if (jwk := key.public_jwk()) is not None]
+        self.jwks: bytes = orjson.dumps({"keys": public})
+
+    def verifier(self, kid: str) -> PyJWK | None:
+        """The key that verifies tokens of `kid`, for `jwt.decode`; `None` if it does not any more, or never did."""
+        return self._verifiers.get(kid)
 
 
 _GENERATE: dict[str, Callable[[], Any]] = {
@@ -180,10 +201,14 @@ def _private_pem(key: Any) -> bytes:
 
 def _thumbprint(alg: str, material: Any) -> str:
     """RFC 7638: SHA-256 over the JWK's required members, sorted, without white space."""
+    return _segment(hashlib.sha256(_json(_jwk(alg, material))).digest()).decode("ascii")
+
+
+def _jwk(alg: str, material: Any) -> dict[str, str]:
+    """The required members of the JWK that verifies, and no other."""
     public = material if isinstance(material, bytes) else material.public_key()
     jwk = _ALGORITHMS[alg].to_jwk(public, as_dict=True)
-    required = {name: jwk[name] for name in ("crv", "e", "k", "kty", "n", "x", "y") if name in jwk}
-    return _segment(hashlib.sha256(_json(required)).digest()).decode("ascii")
+    return {name: jwk[name] for name in ("crv", "e", "k", "kty", "n", "x", "y") if name in jwk}
 
 
 def _segment(data: bytes) -> bytes:

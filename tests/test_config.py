@@ -34,6 +34,8 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "tokens.audience": (["", "api"], ["\t", "a\x00"]),
     "tokens.ttl": (["1s", "3650d"], ["0", "999ms", "1500ms", "3651d", 3600]),
     "tokens.algorithm": (["EdDSA", "ES256", "RS256", "HS256"], ["none", "eddsa", "RS512", "", 256]),
+    "keys.rotate_every": (["0", "3601s", "36500d"], ["1ms", "1h", "36501d", "-1s"]),
+    "keys.publish_before": (["1s", "36500d"], ["0", "999ms", "36501d"]),
     "accounts.claim_window": (["0", 0, "36500d"], ["36501d", "-1s", "999999999d", "1" * 10 + "s"]),
     "secrets.memory_kib": ([8, 4_194_304], [7, 4_194_305]),
     "secrets.iterations": ([1, 1000], [0, 1001]),
@@ -110,6 +112,15 @@ def test_lanes_that_have_too_little_memory_between_them_are_refused() -> None:
     with pytest.raises(ConfigError) as refused:
         load(None, {**lanes, "HUBLER_AUTH__SECRETS__MEMORY_KIB": "31"})
     says = "secrets.memory_kib must be at least 32, 8 for each lane (HUBLER_AUTH__SECRETS__PARALLELISM)"
+    assert str(refused.value) == says
+
+
+def test_keys_that_would_not_be_published_in_time_are_refused() -> None:
+    published = {"HUBLER_AUTH__KEYS__PUBLISH_BEFORE": "90s"}
+    assert load(None, {**published, "HUBLER_AUTH__KEYS__ROTATE_EVERY": "91s"}).keys.rotate_every_seconds == 91
+    with pytest.raises(ConfigError) as refused:
+        load(None, {**published, "HUBLER_AUTH__KEYS__ROTATE_EVERY": "90s"})
+    says = "keys.rotate_every must be longer than keys.publish_before, 90s (HUBLER_AUTH__KEYS__ROTATE_EVERY)"
     assert str(refused.value) == says
 
 

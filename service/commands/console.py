@@ -18,6 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from events.checkpoint import CheckpointError, Verifier
+from events.codec import timestamp
+from events.replay import KeyState
+from events.sqlite import KeyRow
 from service import config
 
 
@@ -85,6 +88,16 @@ def settings(context: typer.Context, file: Path | None) -> config.Settings:
         return config.load(file or context.obj, config.environment())
     except config.ConfigError as error:
         fail(Exit.USAGE, str(error))
+
+
+KEY_COLUMNS = ("kid", "alg", "state", "created_at", "activated_at", "retired_at", "published_until")
+
+
+def key_row(key: KeyRow | KeyState) -> Row:
+    """A signing key as commands show it."""
+    times = {name: getattr(key, name) for name in KEY_COLUMNS[3:]}
+    shown = {name: None if time is None else timestamp(time) for name, time in times.items()}
+    return {"kid": key.kid, "alg": key.alg, "state": key.state, **shown}
 
 
 def error_console() -> Console:

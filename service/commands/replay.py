@@ -37,6 +37,7 @@ from events.verify import Given, Report, verify, verify_tiles
 from service.accounts import operator
 from service.clock import wall_clock
 from service.commands.console import (
+    KEY_COLUMNS,
     ConfigOption,
     Exit,
     Following,
@@ -46,6 +47,7 @@ from service.commands.console import (
     VkeyOption,
     error_console,
     fail,
+    key_row,
     root,
     say,
     settings,
@@ -446,10 +448,7 @@ def state(
     now = wall_clock() if at is None else at
     accounts = [_account_members(replay, account, now) for account in sorted(replay.accounts)]
     rows = [{**account, "live_secrets": _in_words(account["live_secrets"])} for account in accounts]
-    keys: list[Row] = [
-        {"kid": key.kid, "alg": key.alg, "state": key.state, "created_at": timestamp(key.created_at)}
-        for key in replay.keys.values()
-    ]
+    keys = [key_row(key) for key in replay.keys.values()]
     if format is Format.JSON:
         _print_json(
             {
@@ -463,7 +462,7 @@ def state(
         )
     elif format is Format.TABLE:
         write_rows(_counts(replay), ("count", "what"), format)
-        for blocks, columns in ((keys, ("kid", "alg", "state", "created_at")), (rows, ACCOUNT_COLUMNS)):
+        for blocks, columns in ((keys, KEY_COLUMNS), (rows, ACCOUNT_COLUMNS)):
             print()
             write_rows(blocks, columns, format)
     else:
