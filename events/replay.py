@@ -378,6 +378,12 @@ REASONS: dict[str, str] = {
     "unexpected": "something broke that should not",
     "audit_unavailable": "the audit log could not be written",
     "overloaded": "too many requests were waiting for a hash",
+    "body_not_form": "its body was not a form in UTF-8",
+    "missing_grant_type": "it named no grant_type",
+    "unsupported_grant_type": "its grant_type was not client_credentials",
+    "authorization_malformed": "its Authorization header held no client_id and client_secret",
+    "several_credentials": "it authenticated in more than one way",
+    "no_credentials": "it had neither client_id nor client_secret",
 }
 """Why, for each reason code of the contract; follows "because"."""
 

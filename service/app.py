@@ -23,19 +23,21 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
 from events.records import KeyActivated, KeyCreated, ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
-from service import logs
+from service import contract, logs
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
 from service.config import Settings
-from service.contract import Answers
 from service.handler import (
     PATHS,
+    TOKEN_PATH,
     AuthHandler,
+    Handler,
     edge,
     expect_continue,
     log_fault,
     method_not_allowed,
     refused_by_parser,
+    token_handler,
 )
 from service.keys import KeyRing, create_signing_key, load_signing_key, secrets_key
 from service.model import TokenProfile
@@ -54,7 +56,8 @@ ANCHOR = web.AppKey("ANCHOR", Anchor)
 KEYS = web.AppKey("KEYS", KeyRing)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
-AUTH = web.AppKey("AUTH", AuthHandler)
+OAUTH = web.AppKey("OAUTH", contract.Answers)
+POSTS: web.AppKey[dict[str, Handler]] = web.AppKey("POSTS")
 
 
 class CannotListen(Exception):
@@ -159,9 +162,10 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
         accounts=app[ACCOUNTS],
         keys=app[KEYS],
         profile=TokenProfile(settings.issuer, settings.audience, settings.tokens.ttl_seconds),
-        answers=Answers(settings.http.server_error_status, uniform=uniform),
+        answers=contract.Answers(settings.http.server_error_status, uniform=uniform),
         now=app[CLOCK],
     )
+    app[OAUTH] = contract.Answers(settings.http.server_error_status, uniform=uniform, table=contract.OAUTH)
     yield
     hasher.close()
 
@@ -181,10 +185,14 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _routes(app: web.Application) -> None:
-    handler = app[AUTH] = AuthHandler(app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds)
-    for path in PATHS:
+    deps, clock, timeout = app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds
+    oauth = attrs.evolve(deps, answers=app[OAUTH])
+    posts: dict[str, Handler] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
+    posts[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
+    app[POSTS] = posts
+    for path, handler in posts.items():
         resource = app.router.add_resource(path)
-        resource.add_route("POST", handler.post, expect_handler=expect_continue)
+        resource.add_route("POST", handler, expect_handler=expect_continue)
         resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
 
 
@@ -267,10 +275,15 @@ class _Server(web.Server):
 class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        settings = self.app[SETTINGS]
+        settings, posts = self.app[SETTINGS], self.app[POSTS]
         routed: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
+
+        def unexpected(path: str) -> contract.Row:
+            oauth = path in posts and path not in PATHS
+            return (self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected")
+
         return _Server(
-            edge(self.app[AUTH], routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
+            edge(posts, unexpected, routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
             request_factory=made.request_factory,
             handler_cancellation=False,  # an attempt whose caller left is still walked to its end
             auto_decompress=False,

@@ -50,7 +50,7 @@ from service.commands.console import (
     write_rows,
 )
 from service.config import Settings, parse_duration
-from service.contract import TABLE
+from service.contract import REASONS
 
 app = typer.Typer(
     help="Read the audit log: explain, list, verify, rebuild, export.", no_args_is_help=True, callback=root
@@ -201,9 +201,7 @@ def list_(
     ] = None,
     reason: Annotated[
         str | None,
-        typer.Option(
-            "--reason", metavar="CODE", help="Why not granted.", parser=_one_of(line.reason for line in TABLE)
-        ),
+        typer.Option("--reason", metavar="CODE", help="Why not granted.", parser=_one_of(REASONS)),
     ] = None,
     type: Annotated[
         str | None,
