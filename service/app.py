@@ -7,7 +7,6 @@ import asyncio
 import gc
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from events.sqlite import SqliteReader, SqliteStore
 from service import contract, logs
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
+from service.clock import wall_clock
 from service.config import Settings
 from service.handler import (
     PATHS,
@@ -62,16 +62,6 @@ POSTS: web.AppKey[dict[str, Handler]] = web.AppKey("POSTS")
 
 class CannotListen(Exception):
     """The address cannot be listened on; the text names it."""
-
-
-def wall_clock() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
-
-
-def hash_parameters(settings: Settings) -> HashParameters:
-    secrets = settings.secrets
-    return HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism)
 
 
 def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.Application:
@@ -115,13 +105,14 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
         anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint)
         signing = asyncio.create_task(anchor.keep_signing())
         yield
-        signing.cancel()
+        async with anchor.turn:
+            signing.cancel()
         await asyncio.gather(signing, return_exceptions=True)
         # Where the log cannot be written any more, the next start closes what is open.
         with suppress(LogUnavailable, StoreError):
             await log.close_open_attempts()
             await log.commit([ServiceStopped(recorded_at=timestamp(clock()))])
-            await anchor.sign()
+        await anchor.try_to_sign()
         reader.close()  # before the writer does: the last to close tidies up, which a reader cannot
     finally:
         await log.stop()
@@ -150,7 +141,7 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     secrets = settings.secrets
     hasher = SecretHasher(
         secrets_key(settings.keys_directory),
-        hash_parameters(settings),
+        HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism),
         workers=secrets.hash_workers,
         queue=secrets.hash_queue,
     )

@@ -18,7 +18,8 @@ from attrs import define
 from events.sqlite import SqliteReader
 from service import config, logs
 from service.accounts import AccountDesk
-from service.app import ACCOUNTS, LOG, READER, Service, wall_clock
+from service.app import ACCOUNTS, LOG, READER, Service
+from service.clock import wall_clock
 
 ACCOUNT = "5723073937d63a18396a1bae"
 OTHER_ACCOUNT = "00000000000000000000000a"

@@ -59,7 +59,7 @@ def check_error(running: Running, answer: Answer, reason: str) -> None:
 
 def check_log(running: Running) -> None:
     reader = SqliteReader(running.database)
-    report = verify(reader)
+    report = verify(reader, None)
     reader.close()
     assert (report.fault, report.replay.open) == (None, {})
 
