@@ -64,7 +64,7 @@ class Frontier:
         kept: list[bytes] = []
         hashes, size = list(leaves), self.size
         height = 0
-        while size or hashes:
+        while hashes:
             if height and height % TILE_HEIGHT == 0:
                 completed.append(hashes)
             if size & 1:
@@ -74,7 +74,7 @@ class Frontier:
             hashes = _parents(hashes)
             size >>= 1
             height += 1
-        self.nodes = kept[::-1]
+        self.nodes += kept[::-1]
         self.size += len(leaves)
         return completed
 

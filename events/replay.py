@@ -7,8 +7,11 @@ happened after those before it is a `Fault`, never something to make the best of
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 
 import attrs
 import msgspec
@@ -54,9 +57,11 @@ from events.records import (
     TokenFailed,
 )
 
+NO_END = "begins an attempt that has no terminal event"
+
 
 class Fault(Exception):
-    """The log does not hold: at event `seq`, or where that is `None`, beside it. `what` ends the sentence."""
+    """The log does not hold: at event `seq`, or where that is `None`, beside it. `what` says how."""
 
     def __init__(self, seq: int | None, what: str) -> None:
         super().__init__(seq, what)
@@ -64,7 +69,7 @@ class Fault(Exception):
         self.what = what
 
     def __str__(self) -> str:
-        return self.what if self.seq is None else f"event {self.seq} {self.what}"
+        return self.what if self.seq is None else f"event {self.seq}: {self.what}"
 
 
 def read(seq: int, body: bytes) -> Event:
@@ -80,8 +85,16 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def microseconds(text: str) -> int:
     """Since 1970-01-01, from exactly what `timestamp` writes. Raises `ValueError`."""
+    second, dot, fraction, zone = text[:19], text[19:20], text[20:-1], text[26:]
+    if not (dot == "." and zone == "Z" and fraction.isdecimal() and text.isascii()):
+        raise ValueError("not as timestamp writes it")
+    return _second(second) + int(fraction)
+
+
+@lru_cache(maxsize=8)
+def _second(text: str) -> int:
     found = (datetime.fromisoformat(text).replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
-    if timestamp(found) != text:
+    if timestamp(found)[:19] != text:
         raise ValueError("not as timestamp writes it")
     return found
 
@@ -206,17 +219,85 @@ class KeyState:
     published_until: int | None = None
 
 
+@mutable(kw_only=True)
+class Counts:
+    """What adds up, in whatever order events are counted."""
+
+    events: Counter[str] = field(factory=Counter)  # by type
+    ended: Counter[str] = field(factory=Counter)  # attempts by outcome
+    reasons: Counter[str] = field(factory=Counter)  # of the denied ones
+
+    def end(self, event: AttemptEvent) -> None:
+        """Count the attempt that `event` ends."""
+        self.ended[TERMINAL[event.TYPE]] += 1
+        if isinstance(event, AuthDenied):
+            self.reasons[event.reason] += 1
+
+    def add(self, other: "Counts") -> None:
+        self.events.update(other.events)
+        self.ended.update(other.ended)
+        self.reasons.update(other.reasons)
+
+
 @mutable
-class Replay:
+class Stretch:
+    """Events in a row, applied without those before them, wherever in the log they lie.
+
+    `counts` has what comes out the same whatever was before: the attempts that begin and end here and change no
+    account. `left` is all the rest. A `Replay` that applies that, and adds the counts, stands as if it had
+    applied every event, unless an attempt `begun` here was open already: those that are `known` to be are left.
+    """
+
+    known: Container[str] = ()  # request ids
+    counts: Counts = field(factory=Counts)
+    begun: set[str] = field(factory=set)  # request ids
+    _left: list[tuple[int, Event]] = field(factory=list)
+    _open: dict[str, tuple[Attempt, list[tuple[int, Event]]]] = field(factory=dict)
+
+    @property
+    def left(self) -> list[tuple[int, Event]]:
+        """In order."""
+        walked = chain.from_iterable(steps for _, steps in self._open.values())
+        return sorted([*self._left, *walked], key=itemgetter(0))
+
+    def apply(self, seq: int, event: Event) -> None:
+        """Raises `Fault` where `event` cannot have happened, whatever was before."""
+        _microseconds(seq, event.recorded_at)
+        if not isinstance(event, AttemptEvent):
+            self._left.append((seq, event))
+            return
+        walk = self._open.get(event.request_id)
+        if walk is not None:
+            attempt, steps = walk
+            last = attempt.last
+            attempt.follow(seq, event)
+            steps.append((seq, event))
+            if event.TYPE in TERMINAL:
+                del self._open[event.request_id]
+                if _claims(last, event):
+                    self._left += steps
+                else:
+                    self.counts.events.update([step.TYPE for _, step in steps])
+                    self.counts.end(event)
+        elif event.position == 0 and event.request_id not in self.known:
+            self._open[event.request_id] = Attempt.begin(seq, event), [(seq, event)]
+            self.begun.add(event.request_id)
+        else:
+            self._left.append((seq, event))
+
+
+def _claims(last: AttemptEvent, event: AttemptEvent) -> bool:
+    return isinstance(event, AuthGranted) and isinstance(last, SecretStored) and last.action == "claimed"
+
+
+@mutable
+class Replay(Counts):
     """A log applied event by event, from its first. Holds accounts, keys and open attempts, never what has ended.
 
     `start_of` finds where a request began that is not open: it tells one that has ended from one that never was.
     """
 
     start_of: Callable[[str], int | None]
-    events: Counter[str] = field(factory=Counter)  # by type
-    ended: Counter[str] = field(factory=Counter)  # attempts by outcome
-    reasons: Counter[str] = field(factory=Counter)  # of the denied ones
     open: dict[str, Attempt] = field(factory=dict)
     accounts: dict[str, AccountState] = field(factory=dict)
     keys: dict[str, KeyState] = field(factory=dict)
@@ -234,7 +315,6 @@ class Replay:
 
     def apply(self, seq: int, event: Event) -> None:
         """Raises `Fault` where `event` cannot come after those before it."""
-        self.events[event.TYPE] += 1
         now = _microseconds(seq, event.recorded_at)
         if isinstance(event, AttemptEvent):
             self._step(seq, event)
@@ -246,6 +326,7 @@ class Replay:
             self.running_since = seq
         elif isinstance(event, ServiceStopped):
             self.running_since = None
+        self.events[event.TYPE] += 1
 
     def _step(self, seq: int, event: AttemptEvent) -> None:
         attempt = self.open.get(event.request_id)
@@ -260,10 +341,9 @@ class Replay:
         attempt.follow(seq, event)
         if event.TYPE in TERMINAL:
             del self.open[event.request_id]
-            self.ended[TERMINAL[event.TYPE]] += 1
-        if isinstance(event, AuthDenied):
-            self.reasons[event.reason] += 1
-        if isinstance(event, AuthGranted) and isinstance(last, SecretStored) and last.action == "claimed":
+            self.end(event)
+        if _claims(last, event):
+            assert isinstance(last, SecretStored)
             account = self.accounts.get(str(last.account))
             if account is None or account.secret_version is not None or account.status != "active" or last.version != 1:
                 raise Fault(seq, "claims an account that could not be claimed")
@@ -401,6 +481,12 @@ REASONS: dict[str, str] = {
     "unexpected": "something broke that should not",
     "audit_unavailable": "the audit log could not be written",
     "overloaded": "too many requests were waiting for a hash",
+    "body_not_form": "its body was not a form in UTF-8",
+    "missing_grant_type": "it named no grant_type",
+    "unsupported_grant_type": "its grant_type was not client_credentials",
+    "authorization_malformed": "its Authorization header held no client_id and client_secret",
+    "several_credentials": "it authenticated in more than one way",
+    "no_credentials": "it had neither client_id nor client_secret",
 }
 """Why, for each reason code of the contract; follows "because"."""
 
@@ -450,7 +536,7 @@ def explain(request_id: str, rows: Iterable[tuple[int, bytes]], *, over: bool) -
             fault = fault or found
     ends = [event for _, event in events if event.TYPE in TERMINAL]
     if fault is None and over and not ends:
-        fault = Fault(events[0][0], "begins an attempt that has no terminal event")
+        fault = Fault(events[0][0], NO_END)
     verdict = _verdict([event for _, event in events], ends[0] if ends else None)
     if fault is not None:
         verdict = f"The record of this request does not hold, {fault}; as it stands: {verdict}"

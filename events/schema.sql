@@ -34,8 +34,7 @@ SELECT seq,
 FROM log;
 
 -- The RFC 6962 tree over `log`, leaf i being the body of event i: its complete tiles, as C2SP tlog-tiles
--- has them. What lies beyond the last of them is hashed from `log` again. `root` is the one hash that
--- stands for the tile one level above.
+-- has them. `root` is the one hash that stands for the tile one level above.
 CREATE TABLE tiles (
     level  INTEGER NOT NULL,
     tile   INTEGER NOT NULL,
@@ -44,15 +43,16 @@ CREATE TABLE tiles (
     PRIMARY KEY (level, tile)
 ) STRICT, WITHOUT ROWID;
 
--- The head of the tree, moved by whatever appends: how many leaves, and the roots of the perfect subtrees
--- they make, largest first.
+-- The head of the tree, moved by whatever appends: how many leaves, the roots of the perfect subtrees they
+-- make, largest first, and the hashes of the leaves that no complete tile has yet.
 CREATE TABLE tree (
-    id    INTEGER PRIMARY KEY CHECK (id = 0),
-    size  INTEGER NOT NULL,
-    nodes BLOB NOT NULL
+    id     INTEGER PRIMARY KEY CHECK (id = 0),
+    size   INTEGER NOT NULL,
+    nodes  BLOB NOT NULL,
+    leaves BLOB NOT NULL
 ) STRICT;
 
-INSERT INTO tree VALUES (0, 0, x'');
+INSERT INTO tree VALUES (0, 0, x'', x'');
 
 -- Every checkpoint that was signed, as C2SP signed notes. None is needed to go on; all are checked by `verify`.
 CREATE TABLE checkpoints (

@@ -57,22 +57,43 @@ def _find_sqlite() -> Any:
 
 # What the writer runs, in the order a batch needs it.
 _SIZE = "SELECT coalesce(max(seq) + 1, 0) FROM log"
-_TREE = "SELECT size, nodes FROM tree"
-_MOVE = "UPDATE tree SET size = ?, nodes = ? WHERE size = ?"
+_TREE = "SELECT size, nodes, leaves FROM tree"
+_MOVE = "UPDATE tree SET size = ?, nodes = ?, leaves = ?"
 _TILE = "INSERT INTO tiles (level, tile, root, hashes) VALUES (?, ?, ?, ?)"
 _TILE_ROOTS = "SELECT root FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile"
 _OPEN = "INSERT INTO open_attempts (request_id) SELECT unhex(value) FROM json_each(?)"
 _CLOSE = "DELETE FROM open_attempts WHERE request_id IN (SELECT unhex(value) FROM json_each(?))"
-_APPEND = f"""
+
+
+def _append(size: str, bodies: str) -> str:
+    return f"""
 INSERT INTO log (seq, body, request_id, account)
-SELECT ? + key,
+SELECT {size} + key,
        value,
        CASE WHEN json_extract(value, '$.position') = 0 THEN unhex(json_extract(value, '$.request_id')) END,
        CASE WHEN json_extract(value, '$.request_id') IS NULL
               OR json_extract(value, '$.type') IN ({", ".join(f"'{tag}'" for tag in TERMINAL)})
             THEN unhex(json_extract(value, '$.account')) END
-FROM json_each(?)
-"""
+FROM json_each({bodies})"""
+
+
+_APPEND = _append("?", "?")
+
+# What a loaded service commits is a row put into this view: one statement, and so one transaction, that gives the
+# GIL up once. A connection has it for itself alone; the file knows nothing of it.
+_ONE_STATEMENT = (
+    "CREATE TEMP VIEW appended AS"
+    " SELECT 0 AS size, '' AS bodies, 0 AS new_size, x'' AS nodes, x'' AS leaves, '' AS tiles",
+    f"""
+CREATE TEMP TRIGGER append_all INSTEAD OF INSERT ON appended BEGIN
+    SELECT raise(ABORT, 'another process appended') FROM tree WHERE size <> NEW.size;
+    {_append("NEW.size", "NEW.bodies")};
+    UPDATE tree SET size = NEW.new_size, nodes = NEW.nodes, leaves = NEW.leaves;
+    INSERT INTO tiles (level, tile, root, hashes)
+    SELECT value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3) FROM json_each(NEW.tiles);
+END""",
+)
+_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?)"
 
 _ADD_KEY = "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
 _SIGN = "UPDATE signing_keys SET state = 'active', activated_at = :now, deactivated_at = NULL WHERE kid = :kid"
@@ -195,9 +216,16 @@ class SqliteStore:
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
         loop = asyncio.get_running_loop()
+        tree, self._tree = self._tree, None
+        row = None if tree is None else _one_row(tree, batch)
 
         def commit(connection: Any) -> list[Outcome]:
-            outcomes = self._append(connection, batch)
+            if row is not None and self._append_row(connection, row):
+                self._tree = tree
+                outcomes = [Outcome.DONE]
+            else:
+                # A tree that was grown for the row speaks of what did not happen.
+                outcomes = self._append(connection, batch, None if row is not None else tree)
             # Straight to those who wait: by way of this coroutine it would take the loop one more turn.
             loop.call_soon_threadsafe(batch.settle, outcomes)
             return outcomes
@@ -244,18 +272,26 @@ class SqliteStore:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             _check_schema(connection, self._path)
+            for statement in _ONE_STATEMENT:
+                connection.execute(statement)
         except BaseException:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 
-    def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
-        tree, self._tree = self._tree, None
+    def _append_row(self, connection: Any, row: Sequence[Any]) -> bool:
+        try:
+            connection.execute(_APPEND_ALL, row)
+        except self._sqlite.IntegrityError:  # the head has moved; or whatever it was, the other way meets it too
+            return False
+        return True
+
+    def _append(self, connection: Any, batch: Batch, tree: "_Tree | None") -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            size, nodes = connection.execute(_TREE).fetchone()
+            size, nodes, leaves = connection.execute(_TREE).fetchone()
             if tree is None or tree.size != size:  # another process appended
-                tree = _read_tree(connection, size, nodes)
+                tree = _Tree(Frontier(size, split_hashes(nodes)), split_hashes(leaves))
             if batch.opened:
                 connection.execute(_OPEN, (_json(batch.opened),))
             outcomes = []
@@ -268,7 +304,12 @@ class SqliteStore:
                 outcomes.append(outcome)
             if batch.closed:
                 connection.execute(_CLOSE, (_json(batch.closed),))
-            _grow(connection, tree, appended)
+            for level, tile, root, hashes in _grow(tree, appended):
+                if hashes is None:
+                    below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
+                    hashes = b"".join(row[0] for row in connection.execute(_TILE_ROOTS, below))
+                connection.execute(_TILE, (level, tile, root, hashes))
+            connection.execute(_MOVE, tree.head())
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -309,30 +350,40 @@ class _Tree:
     def size(self) -> int:
         return self.frontier.size
 
-
-def _read_tree(connection: Any, size: int, nodes: bytes) -> _Tree:
-    frontier = Frontier(size, split_hashes(nodes))
-    rows = connection.execute(f"SELECT {_BODY} FROM log WHERE seq >= ? ORDER BY seq", (size - size % TILE_WIDTH,))
-    return _Tree(frontier, leaf_hashes(body for (body,) in rows))
+    def head(self) -> tuple[int, bytes, bytes]:
+        return self.size, b"".join(self.frontier.nodes), b"".join(self.leaves)
 
 
-def _grow(connection: Any, tree: _Tree, bodies: list[bytes]) -> None:
-    """Move the head of the tree, and store the tiles that are complete now."""
+def _grow(tree: _Tree, bodies: list[bytes]) -> list[tuple[int, int, bytes, bytes | None]]:
+    """Append to the tree, and give the tiles that are complete now: level, number, root and, on level 0, hashes."""
     before = tree.size
     leaves = leaf_hashes(bodies)
     completed = tree.frontier.extend(leaves)
     tree.leaves += leaves
+    tiles: list[tuple[int, int, bytes, bytes | None]] = []
     for level, roots in enumerate(completed):
-        first = before >> TILE_HEIGHT * (level + 1)
-        for tile, root in enumerate(roots, first):
+        for tile, root in enumerate(roots, before >> TILE_HEIGHT * (level + 1)):
             if level == 0:
-                hashes = b"".join(tree.leaves[:TILE_WIDTH])
+                tiles.append((level, tile, root, b"".join(tree.leaves[:TILE_WIDTH])))
                 del tree.leaves[:TILE_WIDTH]
             else:
-                below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
-                hashes = b"".join(row[0] for row in connection.execute(_TILE_ROOTS, below))
-            connection.execute(_TILE, (level, tile, root, hashes))
-    connection.execute(_MOVE, (tree.size, b"".join(tree.frontier.nodes), before))
+                tiles.append((level, tile, root, None))
+    return tiles
+
+
+def _one_row(tree: _Tree, batch: Batch) -> Sequence[Any] | None:
+    """The row for `_APPEND_ALL`, with the tree grown already; `None` for a batch that is more than events.
+
+    For the loop's thread: what the writer's thread does in Python, the loop would wait for all the same, and longer.
+    """
+    if len(batch.parts) != 1 or batch.parts[0].write is not None or batch.opened or batch.closed:
+        return None
+    bodies = batch.parts[0].bodies
+    size = tree.size
+    if size >> 2 * TILE_HEIGHT != size + len(bodies) >> 2 * TILE_HEIGHT:
+        return None  # a tile above level 0 has to be put together from what is stored
+    tiles = [[level, tile, root.hex(), (hashes or b"").hex()] for level, tile, root, hashes in _grow(tree, bodies)]
+    return size, _array(bodies), *tree.head(), _json(tiles)
 
 
 # Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:
@@ -437,6 +488,8 @@ _ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version"
 _KEY_COLUMNS = "kid, alg, state, created_at, activated_at, deactivated_at, retired_at, published_until"
 _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
 
+_LARGEST = 2**63 - 1  # of SQLite's integers
+
 PAGE = 5000  # rows; at about 400 bytes each a page is 2 MB, and read in a few milliseconds
 
 LogRow = tuple[int, bytes, bytes | None, bytes | None]
@@ -450,7 +503,8 @@ class SqliteReader:
     """
 
     def __init__(self, path: Path, *, lock_timeout_seconds: float = 0.0) -> None:
-        self._path = path
+        self.path = path
+        self.lock_timeout_seconds = lock_timeout_seconds
         self._sqlite = _find_sqlite()
         if not path.is_file():
             raise StoreError(f"there is no database at {path}")
@@ -473,7 +527,7 @@ class SqliteReader:
         try:
             rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
         except self._sqlite.Error as error:
-            raise _store_error("cannot read", self._path, error) from None
+            raise _store_error("cannot read", self.path, error) from None
         return rows
 
     def snapshot(self) -> None:
@@ -487,33 +541,70 @@ class SqliteReader:
         """How many events there are, if none is missing: one more than the highest `seq`."""
         return int(self._rows(_SIZE)[0][0])
 
+    def sizes(self) -> tuple[int, int]:
+        """How many events there are, as `size` has it, and how many the tree has: both from one moment."""
+        log, tree = self._rows(f"SELECT ({_SIZE}), size FROM tree")[0]
+        return int(log), int(tree)
+
     def tree_head(self) -> Frontier:
-        """The head of the tree as the last commit left it."""
-        size, nodes = self._rows(_TREE)[0]
+        """The head of the tree as the last commit left it. Raises `BrokenTree` where somebody took it away."""
+        size, nodes, _ = self._head()
         return Frontier(size, split_hashes(nodes))
+
+    def _head(self) -> tuple[int, bytes, bytes]:
+        for size, nodes, leaves in self._rows(_TREE):
+            return size, nodes, leaves
+        raise BrokenTree(f"the tree in {self.path} has no head")
+
+    def edge(self) -> tuple[int, list[bytes]]:
+        """The leaf hashes that no complete tile has yet, behind the number of the tile that they will make."""
+        size, _, joined = self._head()
+        return size // TILE_WIDTH, split_hashes(joined)
 
     def hashes(self, level: int, first: int, end: int) -> list[bytes]:
         """`events.merkle.Read`. Raises `BrokenTree` where the tree does not reach so far."""
         tile, offset = divmod(first, TILE_WIDTH)
-        whole = self._rows("SELECT hashes FROM tiles WHERE level = ? AND tile = ?", (level, tile))
-        if whole:
-            found = split_hashes(whole[0][0])[offset : offset + end - first]
-        elif level:
+        edge, found = self.edge() if level == 0 else (None, [])
+        if edge != tile:  # looked at first: it may become a whole one meanwhile, and never the other way
+            whole = self._rows("SELECT hashes FROM tiles WHERE level = ? AND tile = ?", (level, tile))
+            found = split_hashes(whole[0][0]) if whole else []
+        if level and not found:
             found = [root for (root,) in self._rows(_TILE_ROOTS, (level - 1, first, end))]
         else:
-            found = leaf_hashes(row[1] for row in self.log_rows(first, end, TILE_WIDTH))
+            found = found[offset : offset + end - first]
         if len(found) != end - first:
-            raise BrokenTree(f"the tree in {self._path} lacks hashes of level {level} from {first} on")
+            raise BrokenTree(f"the tree in {self.path} lacks hashes of level {level} from {first} on")
         return found
+
+    def tiles(self, level: int, first: int, end: int) -> list[tuple[int, bytes, bytes]]:
+        """The stored tiles of a level from number `first` up to, not with, `end`: number, root and joined hashes."""
+        return self._rows(
+            "SELECT tile, root, hashes FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile",
+            (level, first, end),
+        )
+
+    def tile_counts(self) -> dict[int, int]:
+        """How many tiles each level has that has any."""
+        return dict(self._rows("SELECT level, count(*) FROM tiles GROUP BY level"))
 
     def newest_checkpoint(self, least: int = 0) -> str | None:
         """The newest kept checkpoint, if it covers at least so many events."""
         rows = self._rows("SELECT note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT 1", (least,))
         return str(rows[0][0]) if rows else None
 
-    def checkpoints(self, after: int = -1, limit: int = 1000) -> list[tuple[int, str]]:
-        """At most `limit` kept checkpoints of more than `after` events: each with the size it is kept under."""
-        return self._rows("SELECT size, note FROM checkpoints WHERE size > ? ORDER BY size LIMIT ?", (after, limit))
+    def checkpoints(self, after: int = -1, limit: int = 1000, *, until: int = _LARGEST) -> list[tuple[int, str]]:
+        """At most `limit` kept checkpoints of more than `after` events, and no more than `until`.
+
+        Each comes with the size it is kept under.
+        """
+        return self._rows(
+            "SELECT size, note FROM checkpoints WHERE size > ? AND size <= ? ORDER BY size LIMIT ?",
+            (after, until, limit),
+        )
+
+    def checkpoint_before(self, size: int) -> int:
+        """The size of the newest checkpoint kept for fewer than `size` events; 0 where there is none."""
+        return int(self._rows("SELECT coalesce(max(size), 0) FROM checkpoints WHERE size < ?", (size,))[0][0])
 
     def log_rows(self, first: int, end: int, limit: int) -> list[LogRow]:
         """At most `limit` rows of `log` from `first` up to, not with, `end`, in order."""

@@ -1,45 +1,106 @@
 """What must hold of a log, and the first place where it does not.
 
-`seq` counts from 0 without a gap; every body is an event, and canonical; the columns that
-look it up are what its body gives; every attempt is a legal walk with one terminal event
-at its end, unless the running service can still end it; no request begins twice; and
-accounts, secrets' versions and keys stand in their tables as the events leave them.
+`seq` counts from 0 without a gap; every body is an event, and canonical; the columns that look it up are what its
+body gives; every attempt is a legal walk with one terminal event at its end, unless the running service can still
+end it; no request begins twice; and accounts, secrets' versions and keys stand in their tables as the events leave
+them. Tiles and head of the tree are those of the bodies, and so is the root of every checkpoint, kept or given,
+which the log's key has signed.
 
-Reads in pages, and holds accounts, keys and open attempts, so that any length of log can
-be read. Only the last few rows and the tables share a snapshot: the log may grow meanwhile.
+Reads in chunks, and holds accounts, keys and open attempts, so that any length of log can be read. Only the last
+few rows and the tables share a snapshot: the log may grow meanwhile. A checkpoint counts as kept if it was when
+its last event was read.
 """
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import zip_longest
+from typing import NoReturn
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen, mutable
 
-from events.records import TERMINAL, AttemptEvent, Event
-from events.replay import AccountState, Fault, KeyState, Replay, read
+from events.checkpoint import Checkpoint, CheckpointError, Verifier, parse
+from events.chunk import INSERTED, Chunk, Mark, by_size, claims, differing, read_chunk
+from events.export import tiles
+from events.export.tiles import TileDirectory
+from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, perfect_root, tree_root
+from events.records import AuditRollbackAccepted, Event
+from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
 from events.sqlite import PAGE, SqliteReader
+from events.workers import Pace, read_chunks
 
-_BEFORE_ALL = -(2**63)  # SQLite's least rowid: an event below 0 would stand before the first
+_ENDLESS = 2**63  # events, more than any log has
 
 
 @frozen
 class Report:
-    """How far the log holds: `events` of them, and what they add up to; all of it where there is no fault."""
+    """How far the log holds: `events` of them, and what they add up to; all of it where there is no fault.
+
+    A checkpoint can show that there is a fault further back, and then `fault` has the lower `seq`.
+    """
 
     events: int
     replay: Replay
     fault: Fault | None
 
 
-def verify(reader: SqliteReader, on_page: Callable[[int, int], None] = lambda done, size: None) -> Report:
-    """Read the log to its end. `on_page` is told how many events of how many are done. Raises `StoreError`."""
-    reading = _Reading(reader, on_page)
+@frozen
+class Given:
+    """A checkpoint that was kept elsewhere, and where, in words that can begin a clause."""
+
+    source: str
+    note: str
+
+
+def verify(
+    reader: SqliteReader,
+    verifier: Verifier | None,
+    given: Sequence[Given] = (),
+    on_page: Callable[[int, int], None] = lambda done, size: None,
+    pace: Pace | None = None,
+) -> Report:
+    """Read the log to its end. Without a `verifier` it is open who signed the checkpoints. Raises `StoreError`.
+
+    `on_page` is told how many events of how many are done.
+    """
+    reading = _Reading(reader, verifier, given, on_page, pace or Pace())
     fault = None
     try:
         reading.run()
     except Fault as found:
         fault = found
     return Report(reading.events, reading.replay, fault)
+
+
+def verify_tiles(
+    directory: TileDirectory,
+    verifier: Verifier,
+    given: Sequence[Given] = (),
+    on_page: Callable[[int, int], None] = lambda done, size: None,
+) -> Report:
+    """Read an export to its end, as far as its checkpoint speaks of it. Raises `OSError`.
+
+    An attempt may be open at its end: what ended it came behind the checkpoint.
+    """
+    replay, events, fault = Replay(lambda request_id: None), 0, None
+    try:
+        for page in tiles.verify(directory, verifier):
+            for seq, body in page:
+                replay.apply(seq, read(seq, body))
+            events += len(page)
+            on_page(events, directory.size)
+        for one in given:
+            checkpoint = verifier.open(one.note)
+            if checkpoint.size > events:
+                raise Fault(events, _shorter(events, one.source, checkpoint.size))
+            if tree_root(checkpoint.size, directory.read) != checkpoint.root:
+                raise Fault(None, f"checkpoint from another history: {one.source}, of {checkpoint.size} events")
+    except Fault as found:
+        fault = found
+    except CheckpointError as error:
+        fault = Fault(None, f"no valid signature on a checkpoint: it {error}")
+    return Report(events, replay, fault)
 
 
 def difference(reader: SqliteReader, replay: Replay) -> str | None:
@@ -63,38 +124,202 @@ def _live_accounts(reader: SqliteReader) -> Iterator[AccountState]:
 
 
 class _Reading:
-    def __init__(self, reader: SqliteReader, on_page: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        reader: SqliteReader,
+        verifier: Verifier | None,
+        given: Sequence[Given],
+        on_page: Callable[[int, int], None],
+        pace: Pace,
+    ) -> None:
         self.replay = Replay(reader.attempt_start)
         self.events = 0
         self._reader = reader
+        self._verifier = verifier
+        self._given, self._unsigned = _opened(reader, verifier, given)
         self._on_page = on_page
+        self._pace = pace
+        self._tree = _Tree(reader)
+        self._agreed = 0  # the size of the newest kept checkpoint that is of this history
+        self._denied = _ENDLESS  # and of the first that is not
+        self._accepted: list[tuple[int, AuditRollbackAccepted]] = []
 
     def run(self) -> None:
-        while (size := self._reader.size()) - self.events > PAGE:
-            self._read_to(size)
+        while (whole := self._in_whole_tiles()) - self.events > PAGE:
+            self._read_to(whole)
         self._reader.snapshot()
         try:
-            self._read_to(self._reader.size())
+            self._read_to(self._in_whole_tiles())
+            self._read_tail()
+            self._check_kept()
+            self._check_given()
             self._check_ends()
         finally:
             self._reader.release()
 
-    def _read_to(self, size: int) -> None:
-        for page in self._reader.pages(self.events or _BEFORE_ALL, size):
-            for seq, body, request_id, account in page:
-                if seq != self.events:
-                    raise Fault(self.events, f"is missing, event {seq} stands in its place")
-                event = read(seq, body)
-                self.replay.apply(seq, event)
-                if (request_id, account) != _columns(event):
-                    raise Fault(seq, "is looked up by another request_id or account than its body has")
-                self.events += 1
-            self._on_page(self.events, size)
+    def _in_whole_tiles(self) -> int:
+        """How many events there are whose tiles are whole."""
+        size = min(self._reader.sizes())
+        return size - size % TILE_WIDTH
+
+    def _read_to(self, end: int) -> None:
+        chunks = read_chunks(self._reader, self.events, end, self._verifier, self.replay.open, self._pace)
+        with closing(chunks):
+            for chunk in chunks:
+                self._merge(chunk, chunk.end)
+                self._on_page(self.events, end)
+
+    def _read_tail(self) -> None:
+        """Read what lies behind the last whole tile, where the tree has the roots of subtrees and no leaf."""
+        size, in_tree = self._reader.sizes()
+        # Of events that the tree does not have, one is enough to say so.
+        end = min(size, in_tree + 1)
+        chunk = read_chunk(self._reader, self.events, end, self._verifier, self.replay.open)
+        head = self._reader.tree_head()
+        doubt = _doubt(chunk.first, chunk.tail, head, size)
+        if doubt is not None:
+            self._resolve(doubt, chunk)
+        self._merge(chunk, chunk.end)
+        tail = Frontier()
+        tail.extend(chunk.tail)
+        if head != Frontier(size, [*self._tree.frontier.nodes, *tail.nodes]):
+            raise Fault(None, _TREE_CHANGED)
+        self._on_page(self.events, size)
+
+    def _resolve(self, doubt: "_Doubt", chunk: Chunk) -> NoReturn:
+        """Raise what is the matter: where a walk breaks off among the events in doubt, that is the place."""
+        try:
+            self._merge(chunk, doubt.first)
+        except Fault as fault:
+            if fault.seq is not None and doubt.first <= fault.seq < doubt.end:
+                where = "" if fault.seq == max(doubt.first, self._agreed) else ", here or before"
+                raise Fault(fault.seq, f"{doubt.kind}{where}: {fault.what}") from None
+            if fault.seq is None or fault.seq < doubt.first:
+                raise
+        else:
+            lost = self.replay.lost()
+            if lost is not None and doubt.first <= lost.first < doubt.end:
+                raise Fault(lost.first, f"{NO_END}: {doubt.kind}")
+        raise doubt.fault(self._agreed, self._denied)
+
+    # -- one chunk behind the other ---------------------------------------------------
+
+    def _merge(self, chunk: Chunk, tree_holds: int) -> None:
+        """Add a chunk to what is before it. Checkpoints of more than `tree_holds` events are not held to the log."""
+        known = frozenset(self.replay.open)
+        if not known.isdisjoint(chunk.begun):
+            again = read_chunk(self._reader, chunk.first, chunk.end, None, known)
+            chunk = attrs.evolve(chunk, counts=again.counts, left=again.left)
+        end, fault = self._follow_tree(chunk, tree_holds) or (chunk.end, chunk.fault)
+        try:
+            for seq, event in chunk.left:
+                if seq >= end:
+                    break
+                self._apply(seq, event)
+        except Fault as found:
+            end, fault = seq, found
+        if end < chunk.end:
+            chunk = self._cut(chunk, end, known)
+        self.replay.add(chunk.counts)
+        self.events = end
+        if fault is not None:
+            raise fault
+
+    def _apply(self, seq: int, event: Event) -> None:
+        self.replay.apply(seq, event)
+        if isinstance(event, AuditRollbackAccepted):
+            self._accepted.append((seq, event))
+
+    def _cut(self, chunk: Chunk, end: int, known: frozenset[str]) -> Chunk:
+        """The same chunk, but only up to `end`: attempts that end behind it are open then."""
+        cut = read_chunk(self._reader, chunk.first, end, None, known)
+        applied = {seq for seq, _ in chunk.left}
+        for seq, event in cut.left:
+            if seq not in applied:
+                self._apply(seq, event)
+        return cut
+
+    def _follow_tree(self, chunk: Chunk, tree_holds: int) -> tuple[int, Fault] | None:
+        """Where the tree or a kept checkpoint first denies the chunk."""
+        done = 0
+        for mark in chunk.marks:
+            tiles = (mark.size - chunk.first) // TILE_WIDTH
+            fault = self._tree.extend(chunk.roots[done:tiles]) or self._check(mark)
+            done = tiles
+            if fault is not None and mark.size <= tree_holds:
+                return mark.size, fault
+        fault = self._tree.extend(chunk.roots[done : (chunk.end - chunk.first) // TILE_WIDTH])
+        return None if fault is None else (chunk.end, fault)
+
+    def _check(self, mark: Mark) -> Fault | None:
+        if isinstance(mark.claims, str):
+            return Fault(self._agreeing(mark.size), mark.claims)
+        if Frontier(mark.size, [*self._tree.frontier.nodes, *mark.nodes]).root() != mark.claims.root:
+            what = f"checkpoint from another history: the one kept for {mark.size} events"
+            self._denied = min(self._denied, mark.size)
+            return Fault(self._agreeing(mark.size), what)
+        self._agreed = mark.size
+        return None
+
+    # -- checkpoints ------------------------------------------------------------------
+
+    def _agreeing(self, below: int) -> int:
+        """The size of the newest checkpoint of fewer events, kept or given, that is of this history; 0 if none."""
+        given = (one.size for _, one in self._given if one.size < below and self._is_root(one))
+        return max(self._agreed, *given, 0)
+
+    def _is_root(self, checkpoint: Checkpoint) -> bool:
+        """Where the tiles that it takes are known to be those of the bodies."""
+        return tree_root(checkpoint.size, self._reader.hashes) == checkpoint.root
+
+    def _check_kept(self) -> None:
+        surplus = [level for level, tiles in self._reader.tile_counts().items() if tiles > self._tree.tiles(level)]
+        if surplus:
+            raise Fault(None, f"tile inserted on level {surplus[0]} of the tree, which has no events for it")
+        for size, note in self._reader.checkpoints(self.events, 1):
+            claimed = claims(size, note, self._verifier)
+            if isinstance(claimed, str):
+                raise Fault(self._agreed, claimed)
+            raise self._shorter("the one kept", size)
+
+    def _check_given(self) -> None:
+        agreed, abandoned = 0, None
+        for source, checkpoint in self._given:
+            if checkpoint.size > self.events:
+                fault = self._shorter(source, checkpoint.size)
+            elif self._is_root(checkpoint):
+                agreed = checkpoint.size
+                continue
+            else:
+                kept = self._reader.checkpoint_before(checkpoint.size)
+                what = f"checkpoint from another history: {source}, of {checkpoint.size} events"
+                fault = Fault(max(agreed, kept), what)
+            accepted = self._acceptance(checkpoint)
+            if accepted is None:
+                raise fault
+            what = f"abandoned, accepted at event {accepted}: {source}, of {checkpoint.size} events"
+            abandoned = abandoned or Fault(accepted, what)
+        if self._unsigned is not None:
+            raise self._unsigned
+        if abandoned is not None:
+            raise abandoned
+
+    def _shorter(self, source: str, size: int) -> Fault:
+        return Fault(self.events, _shorter(self.events, source, size))
+
+    def _acceptance(self, checkpoint: Checkpoint) -> int | None:
+        """The event by which an operator gave up the history that the checkpoint is of."""
+        for seq, event in self._accepted:
+            if seq < checkpoint.size and (event.abandoned_size is None or checkpoint.size <= event.abandoned_size):
+                return seq
+        return None
+
+    # -- the end ----------------------------------------------------------------------
 
     def _check_ends(self) -> None:
         lost = self.replay.lost()
         if lost is not None:
-            raise Fault(lost.first, "begins an attempt that has no terminal event")
+            raise Fault(lost.first, NO_END)
         repeated = self._reader.repeated_request()
         if repeated is not None:
             raise Fault(repeated, "begins an attempt whose request_id another one has")
@@ -103,15 +328,134 @@ class _Reading:
             raise Fault(None, differs)
 
 
-def _columns(event: Event) -> tuple[bytes | None, bytes | None]:
-    """What the store derives from the body. The replay has found the ids well-formed."""
-    request_id = account = None
-    if isinstance(event, AttemptEvent):
-        if event.position == 0:
-            request_id = bytes.fromhex(event.request_id)
-        if event.TYPE not in TERMINAL:
-            return request_id, None
-    named: str | None = getattr(event, "account", None)
-    if named is not None:
-        account = bytes.fromhex(named)
-    return request_id, account
+def _shorter(events: int, source: str, size: int) -> str:
+    return f"log shorter than checkpoint: it has {events} events, {source} has {size}"
+
+
+def _opened(
+    reader: SqliteReader, verifier: Verifier | None, given: Sequence[Given]
+) -> tuple[list[tuple[str, Checkpoint]], Fault | None]:
+    """Each source and its checkpoint, by size, and the first one not signed by the key.
+
+    Left out is whatever is kept to the letter, and so checked with what is kept.
+    """
+    opened: list[tuple[str, Checkpoint]] = []
+    unsigned = None
+    for one in given:
+        try:
+            checkpoint = parse(one.note)
+            # The checkpoints in archived log lines are as many as those kept, and to check a signature takes long.
+            if (checkpoint.size, one.note) not in reader.checkpoints(checkpoint.size - 1, 1):
+                opened.append((one.source, checkpoint if verifier is None else verifier.open(one.note)))
+        except CheckpointError as error:
+            unsigned = unsigned or Fault(None, f"no valid signature on {one.source}: it {error}")
+    return sorted(opened, key=lambda pair: pair[1].size), unsigned
+
+
+@mutable
+class _Tree:
+    """The tree above its lowest tiles: made of their roots, and compared with what is stored, tile by tile."""
+
+    _reader: SqliteReader
+    frontier: Frontier = field(factory=Frontier)  # over the roots of the lowest tiles
+    _below: defaultdict[int, list[bytes]] = field(factory=lambda: defaultdict(list))  # hashes that no tile has yet
+
+    def tiles(self, level: int) -> int:
+        """How many tiles that level has to have."""
+        return self.frontier.size >> TILE_HEIGHT * level
+
+    def extend(self, roots: Sequence[bytes]) -> Fault | None:
+        """Append roots of lowest tiles. Gives the fault of the first tile above them that is stored otherwise."""
+        before = self.frontier.size
+        completed = self.frontier.extend(roots)
+        for level, (below, found) in enumerate(zip([roots, *completed], [*completed, []], strict=True), 1):
+            hashes = self._below[level]
+            hashes += below
+            for tile, root in enumerate(found, before >> TILE_HEIGHT * level):
+                fault = self._compare(level, tile, root, hashes[:TILE_WIDTH])
+                if fault is not None:
+                    return fault
+                del hashes[:TILE_WIDTH]
+        return None
+
+    def _compare(self, level: int, tile: int, root: bytes, hashes: Sequence[bytes]) -> Fault | None:
+        stored = self._reader.tiles(level, tile, tile + 1)
+        if stored == [(tile, root, b"".join(hashes))]:
+            return None
+        index = differing(hashes, stored[0][2]) if stored else None
+        seq = (tile * TILE_WIDTH + (index or 0)) << TILE_HEIGHT * level
+        return Fault(seq, f"tile {'changed' if stored else 'missing'} on level {level} of the tree")
+
+
+# -- behind the last whole tile -------------------------------------------------------
+
+
+_TREE_CHANGED = "tree changed: its head is not that of its tiles and the events behind them"
+
+
+@frozen
+class _Doubt:
+    """That one of the events from `first` up to, not with, `end` is not what the tree has, and `kind` says how.
+
+    Where nothing else tells which one, it is that of `likely`, if there is one.
+    """
+
+    first: int
+    end: int
+    kind: str
+    likely: Fault | None = None
+
+    def fault(self, agreed: int, denied: int) -> Fault:
+        """Checkpoints say which: that of `agreed` events is of this history, that of `denied` of another."""
+        if self.likely is not None:
+            return self.likely
+        if agreed >= self.end:
+            return Fault(None, _TREE_CHANGED)
+        seq, last = max(self.first, agreed), min(self.end, denied) - 1
+        return Fault(seq, self.kind if seq == last else f"{self.kind}, here or up to event {last}")
+
+
+def _doubt(start: int, leaves: Sequence[bytes], head: Frontier, size: int) -> _Doubt | None:
+    """What the tree denies of the `leaves` from `start` on, the last of a log of `size` events.
+
+    They may include one more than the tree has, and are fewer where the log has a gap.
+    """
+    kind, there, held = by_size(size, head.size), start + len(leaves), start
+    if start + TILE_WIDTH <= head.size:
+        held = there  # the log ends within a tile that is stored, and they have been compared with it
+    else:
+        for (first, end), node in zip(_subtrees(head.size), head.nodes, strict=False):
+            if first < start:
+                continue
+            if end > there:
+                break
+            if perfect_root(leaves[first - start : end - start]) != node:
+                inserted = _inserted(start, leaves, head) if kind == INSERTED else None
+                if inserted is not None:
+                    return _Doubt(inserted, inserted, kind, Fault(inserted, kind))
+                return _Doubt(first, end, kind)
+            held = end
+    reached = min(size, head.size)
+    if size == head.size or there < reached:
+        return None
+    likely = Fault(reached, f"{kind}, the tree has {head.size} events")
+    return _Doubt(held, head.size, kind, likely)
+
+
+def _subtrees(size: int) -> Iterator[tuple[int, int]]:
+    """Where the perfect subtrees of a tree of so many leaves begin and end, largest first."""
+    first = 0
+    for height in range(size.bit_length() - 1, -1, -1):
+        if size >> height & 1:
+            yield first, first + (1 << height)
+            first += 1 << height
+
+
+def _inserted(start: int, leaves: Sequence[bytes], head: Frontier) -> int | None:
+    """The event without which the others make the head of the tree, if there is one."""
+    for index in range(len(leaves)):
+        others = Frontier()
+        others.extend([*leaves[:index], *leaves[index + 1 :]])
+        if others.nodes == head.nodes[-len(others.nodes) :]:
+            return start + index
+    return None

@@ -47,10 +47,11 @@ from events.log import EventLog, Write
 from events.records import AccountCreated, SecretSet
 from events.sqlite import PAGE, SqliteReader, SqliteStore
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.app import hash_parameters, wall_clock
+from service.checkpoints import prepare
+from service.clock import wall_clock
 from service.config import Settings, load
 from service.keys import secrets_key
-from service.verifier import SecretHasher
+from service.verifier import HashParameters, SecretHasher
 
 BENCH = ROOT / "scripts" / "bench"
 HUBLER_AUTH = [str(PYTHON), "-m", "service", "--config", str(ROOT / "config.toml")]
@@ -62,6 +63,7 @@ EXAMPLE = '{"account": "%s", "secret": "%s"}'
 
 class Part(StrEnum):
     THROUGHPUT = "throughput"
+    TREE = "tree"
     STORM = "storm"
     MEMORY = "memory"
     LOG = "log"
@@ -207,15 +209,15 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 # -- the contenders -------------------------------------------------------------------
 
 
-def service(port: int) -> Callable[[Path], "subprocess.Popen[bytes]"]:
+def service(port: int, program: Sequence[str] = ("-m", "service")) -> Callable[[Path], "subprocess.Popen[bytes]"]:
     """hubler-auth as it ships: its own configuration, logging on, every answer on disk before it leaves."""
 
     def start(folder: Path) -> "subprocess.Popen[bytes]":
         with (folder / "log").open("wb") as output:
             return subprocess.Popen(
-                [*HUBLER_AUTH, "serve"],
+                [str(PYTHON), *program, "--config", str(ROOT / "config.toml"), "serve"],
                 cwd=ROOT,
-                env=os.environ | environment(folder, port),
+                env=os.environ | environment(folder, port) | {"PYTHONPATH": str(ROOT)},
                 stdout=output,
                 stderr=subprocess.DEVNULL,
             )
@@ -269,6 +271,7 @@ def prepared(run: Run, name: str, accounts: Sequence[str] = ()) -> tuple[Path, S
     folder = run.folder / name
     (folder / "var").mkdir(parents=True, mode=0o700)
     chosen = load(ROOT / "config.toml", environment(folder, run.port))
+    asyncio.run(prepare(chosen))
     asyncio.run(add_accounts(chosen, [EXAMPLE_ACCOUNT, *accounts]))
     with started(run, warm(run), folder):
         return folder, chosen
@@ -276,10 +279,11 @@ def prepared(run: Run, name: str, accounts: Sequence[str] = ()) -> tuple[Path, S
 
 async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
     """Accounts whose secrets are set and nowhere remembered. One verifier serves for all: it names no account."""
-    hasher = SecretHasher(secrets_key(chosen.keys_directory), hash_parameters(chosen))
+    costs = HashParameters(chosen.secrets.memory_kib, chosen.secrets.iterations, chosen.secrets.parallelism)
+    hasher = SecretHasher(secrets_key(chosen.keys_directory), costs)
     verifier = await hasher.derive(EXAMPLE_SECRET)
     hasher.close()
-    log = EventLog(SqliteStore(chosen.database, create=True), wall_clock)
+    log = EventLog(SqliteStore(chosen.database, create=False), wall_clock)
     await log.start(owns_attempts=False)
     now = wall_clock()
     await asyncio.gather(
@@ -343,7 +347,8 @@ def database_bytes(database: Path) -> int:
 def throughput(run: Run) -> dict[str, Any]:
     """Every contender at 32 connections, the ceiling and what is held against it also at 1 and 256."""
     folder, chosen = prepared(run, "throughput", COLD)
-    (key,) = (path for path in chosen.keys_directory.glob("*.pem") if not path.name.endswith(".pub.pem"))
+    (public,) = chosen.keys_directory.glob("*.pub.pem")
+    key = public.with_name(public.name.replace(".pub.pem", ".pem"))
     levels = (1, CONNECTIONS, 256)
     audited = service(run.port)
     contenders = [
@@ -409,6 +414,23 @@ def storm(run: Run) -> dict[str, Any]:
             run.progress.advance(task)
     found = {"alone": summary(alone), "beside": summary(beside)}
     return found | {"beside / alone": ratios(found["beside"], found["alone"])}
+
+
+def tree(run: Run) -> dict[str, Any]:
+    """Warm requests with the tree and, of the same service, without it."""
+    example = warm(run)
+    treeless = evolve(example, start=service(run.port, [str(BENCH / "treeless.py")]))
+    task = run.progress.add_task("tree", total=2 * run.rounds)
+    results: dict[str, list[Result]] = {"with": [], "without": []}
+    for number in range(run.rounds):
+        for name, contender in {"with": example, "without": treeless}.items():
+            folder, _ = prepared(run, f"{name}-{number}")  # anew: nobody goes on with a log that lacks its tree
+            with started(run, contender, folder):
+                warm_up(run, example.load)
+                results[name].append(run_load(run, example.load, connections=CONNECTIONS, seconds=run.seconds))
+            run.progress.advance(task)
+    rows = {name: summary(found) for name, found in results.items()}
+    return {**rows, "with / without": ratios(rows["with"], rows["without"])}
 
 
 def memory(run: Run) -> dict[str, int]:
@@ -579,6 +601,13 @@ def show_storm(console: Console, found: dict[str, Any]) -> None:
     console.print(f"Warm beside a cold storm: {ratio:.2f} of what it is alone, {spread(found['alone'])}")
 
 
+def show_tree(console: Console, found: dict[str, Any]) -> None:
+    console.print(
+        f"Warm, answers/s: {spread(found['with'])} with the tree, {spread(found['without'])} without;"
+        f" ratio {found['with / without']['rate']:.3f}"
+    )
+
+
 def show_memory(console: Console, found: dict[str, int]) -> None:
     sizes = (f"{size / 1024:.1f} MiB after {int(at):,} requests" for at, size in found.items())
     console.print(f"Resident memory: {', '.join(sizes)}")
@@ -606,6 +635,7 @@ def show_growth(console: Console, found: dict[str, Any]) -> None:
 
 PARTS: dict[Part, tuple[Callable[[Run], dict[str, Any]], Callable[[Console, dict[str, Any]], None]]] = {
     Part.THROUGHPUT: (throughput, show_throughput),
+    Part.TREE: (tree, show_tree),
     Part.STORM: (storm, show_storm),
     Part.MEMORY: (memory, show_memory),
     Part.LOG: (log, show_log),

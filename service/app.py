@@ -7,7 +7,6 @@ import asyncio
 import gc
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -23,20 +22,23 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, StoreError
 from events.records import ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
-from service import logs
+from service import contract, logs
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
+from service.clock import wall_clock
 from service.config import Settings
-from service.contract import Answers
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
 from service.handler import (
     PATHS,
+    TOKEN_PATH,
     AuthHandler,
+    Handler,
     edge,
     expect_continue,
     log_fault,
     method_not_allowed,
     refused_by_parser,
+    token_handler,
 )
 from service.keys import KeyRing, load_signing_key, secrets_key
 from service.model import TokenProfile
@@ -57,21 +59,12 @@ ANCHOR = web.AppKey("ANCHOR", Anchor)
 KEYS = web.AppKey("KEYS", KeyRing)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
-AUTH = web.AppKey("AUTH", AuthHandler)
+OAUTH = web.AppKey("OAUTH", contract.Answers)
+POSTS: web.AppKey[dict[str, Handler]] = web.AppKey("POSTS")
 
 
 class CannotListen(Exception):
     """The address cannot be listened on; the text names it."""
-
-
-def wall_clock() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
-
-
-def hash_parameters(settings: Settings) -> HashParameters:
-    secrets = settings.secrets
-    return HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism)
 
 
 def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.Application:
@@ -115,13 +108,14 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
         anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint)
         signing = asyncio.create_task(anchor.keep_signing())
         yield
-        signing.cancel()
+        async with anchor.turn:
+            signing.cancel()
         await asyncio.gather(signing, return_exceptions=True)
         # Where the log cannot be written any more, the next start closes what is open.
         with suppress(LogUnavailable, StoreError):
             await log.close_open_attempts()
             await log.commit([ServiceStopped(recorded_at=timestamp(clock()))])
-            await anchor.sign()
+        await anchor.try_to_sign()
         reader.close()  # before the writer does: the last to close tidies up, which a reader cannot
     finally:
         await log.stop()
@@ -162,7 +156,7 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     secrets = settings.secrets
     hasher = SecretHasher(
         secrets_key(settings.keys_directory),
-        hash_parameters(settings),
+        HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism),
         workers=secrets.hash_workers,
         queue=secrets.hash_queue,
     )
@@ -174,9 +168,10 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
         accounts=app[ACCOUNTS],
         keys=app[KEYS],
         profile=TokenProfile(settings.issuer, settings.audience, settings.tokens.ttl_seconds),
-        answers=Answers(settings.http.server_error_status, uniform=uniform),
+        answers=contract.Answers(settings.http.server_error_status, uniform=uniform),
         now=app[CLOCK],
     )
+    app[OAUTH] = contract.Answers(settings.http.server_error_status, uniform=uniform, table=contract.OAUTH)
     yield
     hasher.close()
 
@@ -196,10 +191,14 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _routes(app: web.Application) -> None:
-    handler = app[AUTH] = AuthHandler(app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds)
-    for path in PATHS:
+    deps, clock, timeout = app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds
+    oauth = attrs.evolve(deps, answers=app[OAUTH])
+    posts: dict[str, Handler] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
+    posts[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
+    app[POSTS] = posts
+    for path, handler in posts.items():
         resource = app.router.add_resource(path)
-        resource.add_route("POST", handler.post, expect_handler=expect_continue)
+        resource.add_route("POST", handler, expect_handler=expect_continue)
         resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
     discovery = Discovery(app[KEYS], app[SETTINGS].issuer, app[SETTINGS].keys.publish_before_seconds)
     for path, get in ((JWKS_PATH, discovery.jwks), (METADATA_PATH + "{issuer_path:.*}", discovery.metadata)):
@@ -285,10 +284,15 @@ class _Server(web.Server):
 class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        settings = self.app[SETTINGS]
+        settings, posts = self.app[SETTINGS], self.app[POSTS]
         routed: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
+
+        def unexpected(path: str) -> contract.Row:
+            oauth = path in posts and path not in PATHS
+            return (self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected")
+
         return _Server(
-            edge(self.app[AUTH], routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
+            edge(posts, unexpected, routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
             request_factory=made.request_factory,
             handler_cancellation=False,  # an attempt whose caller left is still walked to its end
             auto_decompress=False,

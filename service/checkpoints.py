@@ -17,7 +17,7 @@ import structlog
 
 from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
 from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
-from events.merkle import EMPTY_ROOT, frontier, tree_root
+from events.merkle import EMPTY_ROOT, TILE_WIDTH, frontier, leaf_hashes, tree_root
 from events.sqlite import BrokenTree, SqliteReader, SqliteStore
 from service.config import Settings
 from service.keys import log_signer
@@ -56,12 +56,14 @@ async def prepare(settings: Settings) -> Signer:
     """
     store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
     await store.open()
-    await store.close()
-    reader = SqliteReader(settings.database)
     try:
-        empty = reader.size() == 0
+        reader = SqliteReader(settings.database)
+        try:
+            empty = reader.size() == 0
+        finally:
+            reader.close()  # before the store does: the last to close tidies up, which a reader cannot
     finally:
-        reader.close()
+        await store.close()
     signer = log_signer(settings.keys_directory, settings.audit.origin, create=empty)
     if empty:
         found = None
@@ -84,6 +86,9 @@ def check(settings: Settings, verifier: Verifier, reader: SqliteReader) -> None:
         raise BrokenTree(f"the log has {size} events, its tree {head.size}")
     if frontier(size, reader.hashes) != head:
         raise BrokenTree(f"the head of the tree of {size} events is not that of its tiles")
+    _, edge = reader.edge()
+    if leaf_hashes(row[1] for row in reader.log_rows(size - len(edge), size, TILE_WIDTH)) != edge:
+        raise BrokenTree(f"the last of the log's {size} events are not those of its tree")
     checkpoint = read_checkpoint(settings, verifier, size)
     if checkpoint.size > size:
         raise RolledBack(f"the log has {size} events, its checkpoint {checkpoint.size}")
@@ -104,7 +109,7 @@ def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkp
 
 
 class Anchor:
-    """Signs checkpoints of what is on disk, and has `announce` tell of each. Who shares it takes turns."""
+    """Signs checkpoints of what is on disk, and has `announce` tell of each."""
 
     def __init__(
         self,
@@ -120,12 +125,19 @@ class Anchor:
         self._reader = reader
         self._announce = announce
         self._signed: int | None = None
+        self.turn = asyncio.Lock()
+        """Held while signing. Whoever cancels a task that signs takes it first: the file that a thread is writing
+        comes all the same, and would take the place of a newer one."""
 
     async def sign(self) -> None:
         """Sign what there is, if events have come since the last time.
 
         Raises `LogUnavailable`, `StoreError`; then it is to be done again.
         """
+        async with self.turn:
+            await self._sign()
+
+    async def _sign(self) -> None:
         head = self._reader.tree_head()
         if head.size == self._signed:
             return
@@ -140,7 +152,7 @@ class Anchor:
         self._announce(checkpoint, note)
 
     async def keep_signing(self) -> None:
-        """Sign at each `audit.checkpoint_interval`, until cancelled."""
+        """Sign at each `audit.checkpoint_interval`, until cancelled, which takes the `turn`."""
         while True:
             await asyncio.sleep(self._settings.audit.checkpoint_interval_seconds)
             await self.try_to_sign()

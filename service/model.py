@@ -20,13 +20,18 @@ else:
 
 @frozen
 class RawRequest:
-    """A request as it arrived, body unread in meaning. `too_large` and `complete` tell what reading it met."""
+    """A request as it arrived, body unread in meaning. `too_large` and `complete` tell what reading it met.
+
+    With `form` it is a form and may authenticate by `authorization`, each such header there was; else it is JSON.
+    """
 
     body: bytes = field(repr=False)
     content_type: tuple[str, ...] = ("application/json",)  # each Content-Type header there was
     content_encoding: tuple[str, ...] = ()
     too_large: bool = False
     complete: bool = True
+    form: bool = False
+    authorization: tuple[str, ...] = field(default=(), repr=False)
 
 
 @frozen

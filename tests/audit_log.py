@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from events.codec import timestamp
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from events.checkpoint import Checkpoint, Signer
+from events.codec import encode, timestamp
 from events.log import EventLog, Outcome, Write
+from events.merkle import TILE_WIDTH, Frontier, leaf_hashes
 from events.records import (
+    TERMINAL,
     AccountCreated,
     AccountRejected,
     AccountVerified,
@@ -122,10 +127,69 @@ def write_log(path: Path, *entries: Entry) -> Path:
 def tamper(path: Path, *statements: str) -> Path:
     """Change a database behind the back of its triggers."""
     connection = sqlite3.connect(path)
-    connection.execute("DROP TRIGGER log_is_never_updated")
-    connection.execute("DROP TRIGGER log_is_never_deleted")
+    connection.execute("DROP TRIGGER IF EXISTS log_is_never_updated")
+    connection.execute("DROP TRIGGER IF EXISTS log_is_never_deleted")
     for statement in statements:
         connection.execute(statement)
+    connection.commit()
+    connection.close()
+    return path
+
+
+# -- the log as a tree ----------------------------------------------------------------
+
+SIGNER = Signer("log.example", Ed25519PrivateKey.from_private_bytes(b"k" * 32))
+
+
+def checkpoint(path: Path, size: int, signer: Signer = SIGNER) -> str:
+    """A note over the first `size` bodies that are there, whatever tiles and tree say."""
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT CAST(body AS BLOB) FROM log WHERE seq < ? ORDER BY seq", (size,)).fetchall()
+    connection.close()
+    tree = Frontier()
+    tree.extend(leaf_hashes(body for (body,) in rows))
+    return signer.sign(Checkpoint(signer.name, size, tree.root()))
+
+
+def keep(path: Path, *sizes: int, signer: Signer = SIGNER) -> Path:
+    """Keep checkpoints of these sizes, in place of any there are of the same."""
+    notes = [(size, checkpoint(path, size, signer)) for size in sizes]
+    connection = sqlite3.connect(path)
+    connection.executemany("INSERT OR REPLACE INTO checkpoints VALUES (?, ?)", notes)
+    connection.commit()
+    connection.close()
+    return path
+
+
+def rewrite(path: Path, events: Sequence[Event]) -> Path:
+    """Put these events in place of all there are, as they would stand there; nothing forbids what they are."""
+    rows = []
+    for seq, event in enumerate(events):
+        ends = not isinstance(event, AttemptEvent) or event.TYPE in TERMINAL
+        request_id = event.request_id if isinstance(event, AttemptEvent) and event.position == 0 else None
+        account: str | None = getattr(event, "account", None) if ends else None
+        columns = [None if text is None else bytes.fromhex(text) for text in (request_id, account)]
+        rows.append((seq, encode(event).decode(), *columns))
+    connection = sqlite3.connect(tamper(path, "DROP INDEX IF EXISTS log_request_id", "DELETE FROM log"))
+    connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+    return rebuild(path)
+
+
+def rebuild(path: Path) -> Path:
+    """Make tiles and tree those of the bodies, as someone may who writes to the database."""
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT CAST(body AS BLOB) FROM log ORDER BY seq").fetchall()
+    tree, leaves = Frontier(), leaf_hashes(body for (body,) in rows)
+    connection.execute("DELETE FROM tiles")
+    hashes = leaves
+    for level, roots in enumerate(tree.extend(leaves)):
+        for tile, root in enumerate(roots):
+            joined = b"".join(hashes[tile * TILE_WIDTH : (tile + 1) * TILE_WIDTH])
+            connection.execute("INSERT INTO tiles VALUES (?, ?, ?, ?)", (level, tile, root, joined))
+        hashes = roots
+    connection.execute("UPDATE tree SET size = ?, nodes = ?", (tree.size, b"".join(tree.nodes)))
     connection.commit()
     connection.close()
     return path

@@ -5,7 +5,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from service.app import Service, wall_clock
+from service.app import Service
+from service.clock import wall_clock
 from tests.harness import Running, settings
 
 Start = Callable[..., Awaitable[Running]]

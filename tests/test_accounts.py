@@ -46,7 +46,7 @@ def about_account(running: Running) -> list[dict[str, Any]]:
 def check_log(running: Running) -> None:
     """That every account stands as the events leave it."""
     reader = SqliteReader(running.database)
-    assert verify(reader).fault is None
+    assert verify(reader, None).fault is None
     reader.close()
 
 

@@ -99,5 +99,5 @@ def test_readme_names_the_command(verb: str) -> None:
 
 def test_readme_names_no_command_that_there_is_not() -> None:
     groups = {verb.split()[0] for verb in VERBS if " " in verb}
-    named = set(re.findall(rf"hubler-auth (({'|'.join(groups)}) [a-z]+)", README))
+    named = set(re.findall(rf"hubler-auth (({'|'.join(groups)}) [a-z-]+)", README))
     assert {verb for verb, _ in named} <= set(VERBS)

@@ -28,7 +28,7 @@ from events.records import (
     TokenEncoded,
 )
 from events.sqlite import KeyRow, SqliteReader, SqliteStore
-from service.app import wall_clock
+from service.clock import wall_clock
 from service.handler import new_request_id
 
 BATCH_GRANTS = 2000  # about 4 MB of JSON a transaction

@@ -13,8 +13,8 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, StoreError
 from events.sqlite import AccountRow, SqliteReader, SqliteStore
 from service.accounts import AccountDesk, AccountExists, NoSuchAccount, NothingToChange
-from service.app import hash_parameters, wall_clock
 from service.checkpoints import RolledBack, prepare
+from service.clock import wall_clock
 from service.commands.console import (
     ConfigOption,
     Exit,
@@ -30,7 +30,7 @@ from service.config import LONGEST, Settings, format_duration, parse_duration
 from service.keys import KeyFileError, OriginDiffers, secrets_key
 from service.model import HashFailed
 from service.stages.validate import MAX_SECRET_BYTES
-from service.verifier import SecretHasher
+from service.verifier import HashParameters, SecretHasher
 
 app = typer.Typer(help="Create, look at and change accounts.", no_args_is_help=True)
 
@@ -216,6 +216,11 @@ def _state(expires_at: int | None, now: int) -> str:
     return "overlapping" if now < expires_at else "expired"
 
 
+def _hasher(chosen: Settings) -> SecretHasher:
+    costs = HashParameters(chosen.secrets.memory_kib, chosen.secrets.iterations, chosen.secrets.parallelism)
+    return SecretHasher(secrets_key(chosen.keys_directory), costs)
+
+
 def _at_the_desk(
     chosen: Settings, work: Callable[[AccountDesk], Awaitable[None]], *, hashes: bool = False, create: bool = False
 ) -> None:
@@ -229,7 +234,7 @@ def _at_the_desk(
         log = EventLog(store, wall_clock)
         await log.start(owns_attempts=False)
         try:
-            hasher = SecretHasher(secrets_key(chosen.keys_directory), hash_parameters(chosen)) if hashes else None
+            hasher = _hasher(chosen) if hashes else None
             await work(AccountDesk(log, _reader(chosen), wall_clock, hasher))
         finally:
             await log.stop()

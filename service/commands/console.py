@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from events.checkpoint import CheckpointError, Verifier
 from events.codec import timestamp
 from events.replay import KeyState
 from events.sqlite import KeyRow
@@ -46,6 +47,19 @@ ConfigOption = Annotated[
     typer.Option("--config", metavar="FILE", help="The configuration; ./config.toml where none is named."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How rows are written to stdout.")]
+
+
+def _vkey(text: str) -> Verifier:
+    try:
+        return Verifier.parse(text.strip())
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+VkeyOption = Annotated[
+    Verifier | None,
+    typer.Option("--vkey", metavar="KEY", help="The log's key, as you had it from `vkey` earlier.", parser=_vkey),
+]
 
 # A table's columns are as wide as the first rows need: the rest is not known yet.
 _SIZED_ROWS = 500

@@ -14,7 +14,7 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, StoreError
 from events.sqlite import SqliteReader, SqliteStore
 from service.accounts import operator
-from service.app import wall_clock
+from service.clock import wall_clock
 from service.commands.console import (
     KEY_COLUMNS,
     ConfigOption,

@@ -12,36 +12,24 @@ from typing import Annotated
 
 import typer
 
-from events.checkpoint import CheckpointError, Proof, Verifier, parse
+from events.checkpoint import CheckpointError, Proof, parse
 from events.codec import timestamp, type_of
 from events.log import EventLog, LogUnavailable, StoreError
 from events.merkle import inclusion_proof
 from events.records import TERMINAL, AuditRollbackAccepted
 from events.sqlite import BrokenTree, SqliteReader, SqliteStore
 from service.accounts import operator
-from service.app import wall_clock
 from service.checkpoints import Anchor, DirectoryInUse, RolledBack, check, lock, read_checkpoint
-from service.commands.console import ConfigOption, Exit, fail, say, settings
-from service.commands.replay import log_of, request_id_of, rows_of, write_file
+from service.clock import wall_clock
+from service.commands.console import ConfigOption, Exit, VkeyOption, fail, say, settings
+from service.commands.replay import log_of, own_verifier, request_id_of, rows_of, write_file
 from service.config import Settings
-from service.keys import KeyFileError, OriginDiffers, log_signer, log_verifier
+from service.keys import KeyFileError, OriginDiffers, log_signer
 
 app = typer.Typer()
 
 POLL_SECONDS = 0.02
-
-
-def _vkey(text: str) -> Verifier:
-    try:
-        return Verifier.parse(text.strip())
-    except CheckpointError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-VkeyOption = Annotated[
-    Verifier | None,
-    typer.Option("--vkey", metavar="KEY", help="The log's key, as you had it from `vkey` earlier.", parser=_vkey),
-]
+MAX_REASON_BYTES = 1024  # an event has to fit into an entry of the tiles
 
 
 @app.command("checkpoint")
@@ -58,14 +46,6 @@ def checkpoint_(context: typer.Context, config: ConfigOption = None) -> None:
 def vkey(context: typer.Context, config: ConfigOption = None) -> None:
     """Print the key that verifies the log's checkpoints and proofs."""
     print(own_verifier(settings(context, config)))
-
-
-def own_verifier(chosen: Settings) -> Verifier:
-    """The directory's own key; ends the command where there is none."""
-    try:
-        return log_verifier(chosen.keys_directory)
-    except KeyFileError as error:
-        fail(Exit.UNREADABLE, str(error))
 
 
 # -- proofs ---------------------------------------------------------------------------
@@ -90,8 +70,8 @@ def prove(
             fail(Exit.NOT_FOUND, f"the request {wanted} has no terminal event yet")
         seq, body = ends[0]
         note = _covering(chosen, reader, seq + 1)
-        proof = Proof(seq, tuple(inclusion_proof(seq, parse(note).size, reader.hashes)), note, body)
         try:
+            proof = Proof(seq, tuple(inclusion_proof(seq, parse(note).size, reader.hashes)), note, body)
             proof.check(own_verifier(chosen))
         except CheckpointError as error:
             fail(Exit.BROKEN, f"the log does not hold: the proof {error}")
@@ -130,9 +110,7 @@ async def _sign(chosen: Settings, reader: SqliteReader, *events: AuditRollbackAc
             await Anchor(chosen, signer, log, reader).sign()
         finally:
             await log.stop()
-    except RolledBack as error:
-        fail(Exit.BROKEN, str(error))
-    except BrokenTree as error:
+    except (RolledBack, BrokenTree) as error:
         fail(Exit.BROKEN, str(error))
     except OriginDiffers as error:
         fail(Exit.USAGE, str(error))
@@ -151,7 +129,7 @@ def check_proof(
     if vkey is None:
         fail(Exit.USAGE, "check-proof needs the --vkey that you trust: the proof cannot vouch for itself")
     try:
-        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
+        text = (_stdin() if str(file) == "-" else file.read_bytes()).decode()
     except OSError as error:
         fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
     except UnicodeDecodeError:
@@ -166,19 +144,33 @@ def check_proof(
     say(f"This is event {proof.index} of the {checkpoint.size} that {checkpoint.origin} had signed.")
 
 
+def _stdin() -> bytes:
+    return sys.stdin.buffer.read() if sys.stdin else b""  # a closed one is None
+
+
 # -- rollback -------------------------------------------------------------------------
+
+
+def _reason(text: str) -> str:
+    with suppress(UnicodeEncodeError):
+        if 0 < len(text.strip().encode()) <= MAX_REASON_BYTES:
+            return text.strip()
+    raise typer.BadParameter(f"must say something, in at most {MAX_REASON_BYTES} bytes of UTF-8")
 
 
 @app.command("accept-rollback")
 def accept_rollback(
     context: typer.Context,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the log is older than its checkpoint.")],
+    reason: Annotated[
+        str,
+        typer.Option(
+            "--reason", metavar="TEXT", help="Why the log is older than its checkpoint; kept on record.", parser=_reason
+        ),
+    ],
     config: ConfigOption = None,
 ) -> None:
     """Go on with a log that was restored from a backup on purpose; what it has lost is abandoned, on record."""
     chosen = settings(context, config)
-    if not reason.strip():
-        fail(Exit.USAGE, "--reason must say something")
     try:
         with log_of(chosen) as reader, lock(chosen.storage.directory):
             _accept(chosen, reader, reason)

@@ -24,17 +24,18 @@ import orjson
 import typer
 from rich.progress import Progress
 
-from events.checkpoint import CheckpointError, parse
+from events.checkpoint import CheckpointError, Verifier, parse
 from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
+from events.export.tiles import TileDirectory
 from events.log import EventLog, LogUnavailable, StoreError
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
 from events.sqlite import PAGE, BrokenTree, SqliteReader, SqliteStore
-from events.verify import Report, verify
+from events.verify import Given, Report, verify, verify_tiles
 from service.accounts import operator
-from service.app import wall_clock
+from service.clock import wall_clock
 from service.commands.console import (
     KEY_COLUMNS,
     ConfigOption,
@@ -43,6 +44,7 @@ from service.commands.console import (
     Format,
     FormatOption,
     Row,
+    VkeyOption,
     error_console,
     fail,
     key_row,
@@ -52,7 +54,8 @@ from service.commands.console import (
     write_rows,
 )
 from service.config import Settings, parse_duration
-from service.contract import TABLE
+from service.contract import REASONS
+from service.keys import KeyFileError, log_verifier
 
 app = typer.Typer(
     help="Read the audit log: explain, list, verify, rebuild, export.", no_args_is_help=True, callback=root
@@ -203,9 +206,7 @@ def list_(
     ] = None,
     reason: Annotated[
         str | None,
-        typer.Option(
-            "--reason", metavar="CODE", help="Why not granted.", parser=_one_of(line.reason for line in TABLE)
-        ),
+        typer.Option("--reason", metavar="CODE", help="Why not granted.", parser=_one_of(REASONS)),
     ] = None,
     type: Annotated[
         str | None,
@@ -288,10 +289,32 @@ def _coming(reader: SqliteReader, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 @app.command("verify")
-def verify_(context: typer.Context, config: ConfigOption = None, format: FormatOption = Format.TABLE) -> None:
+def verify_(
+    context: typer.Context,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", metavar="FILE", help="A checkpoint that you kept elsewhere; may be repeated."),
+    ] = None,
+    logs: Annotated[
+        list[Path] | None,
+        typer.Option("--logs", metavar="FILE", help="Log lines that you kept elsewhere, with checkpoints among them."),
+    ] = None,
+    vkey: VkeyOption = None,
+    tiles: Annotated[
+        Path | None,
+        typer.Option("--tiles", metavar="DIRECTORY", help="Check an export in tiles, with no database."),
+    ] = None,
+    config: ConfigOption = None,
+    format: FormatOption = Format.TABLE,
+) -> None:
     """Whether the log holds from its first event to its last; names the first that does not."""
-    with log_of(settings(context, config)) as reader:
-        report = _verified(reader)
+    given = [*_checkpoints(checkpoint or []), *_logged(logs or [])]
+    if tiles is not None:
+        if vkey is None:
+            fail(Exit.USAGE, "--tiles needs the --vkey that you trust: a directory cannot vouch for itself")
+        report = _verified_tiles(tiles, vkey, given)
+    else:
+        report = _verified(settings(context, config), vkey, given)
     attempts, open_attempts = report.replay.attempts, list(report.replay.open)
     if format is Format.JSON:
         _print_json(
@@ -326,11 +349,76 @@ def verify_(context: typer.Context, config: ConfigOption = None, format: FormatO
         broken(report.fault)
 
 
-def _verified(reader: SqliteReader) -> Report:
+def _checkpoints(files: Sequence[Path]) -> Iterator[Given]:
+    for file in files:
+        try:
+            yield Given(str(file), file.read_bytes().decode("utf-8", "surrogateescape"))
+        except OSError as error:
+            fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
+
+
+def _logged(files: Sequence[Path]) -> Iterator[Given]:
+    """Each checkpoint that the lines of log files have, once. Other lines, and what a shipper adds, are let be."""
+    seen: set[str] = set()
+    for file in files:
+        found = False
+        try:
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    note = _note(line) if b"audit.checkpoint" in line else None
+                    found = found or note is not None
+                    if note is not None and note not in seen:
+                        seen.add(note)
+                        yield Given(f"{file} line {number}", note)
+        except OSError as error:
+            fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
+        if not found:
+            fail(Exit.USAGE, f"{file} has no line with a checkpoint: nothing could be checked against it")
+
+
+def _note(line: bytes) -> str | None:
+    try:
+        members = orjson.loads(line[line.index(b"{") : line.rindex(b"}") + 1])
+        return str(members["checkpoint"]) if members["event"] == "audit.checkpoint" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _verified(chosen: Settings, vkey: Verifier | None, given: Sequence[Given]) -> Report:
+    if chosen.checkpoint.exists():  # read before the log is: a running service writes newer ones
+        given = [*given, *_checkpoints([chosen.checkpoint])]
+    with log_of(chosen) as reader, _progress() as on_page:
+        verifier = vkey
+        if verifier is None and (given or reader.newest_checkpoint() is not None):
+            verifier = own_verifier(chosen)
+            say(f"Checked with {chosen.keys_directory / 'log.vkey'}: that is as good as the directory, and no better.")
+        return verify(reader, verifier, given, on_page)
+
+
+def own_verifier(chosen: Settings) -> Verifier:
+    """The directory's own key; ends the command where there is none."""
+    try:
+        return log_verifier(chosen.keys_directory)
+    except KeyFileError as error:
+        fail(Exit.UNREADABLE, str(error))
+
+
+def _verified_tiles(directory: Path, vkey: Verifier, given: Sequence[Given]) -> Report:
+    try:
+        with _progress() as on_page:
+            return verify_tiles(TileDirectory.open(directory), vkey, given, on_page)
+    except CheckpointError as error:
+        broken(Fault(None, f"the checkpoint {error}"))
+    except OSError as error:
+        fail(Exit.UNREADABLE, f"cannot read {directory}: {error.strerror}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
     console = error_console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("reading", total=None)
-        return verify(reader, lambda done, size: progress.update(task, completed=done, total=size))
+        yield lambda done, size: progress.update(task, completed=done, total=size)
 
 
 # -- state ----------------------------------------------------------------------------
@@ -352,7 +440,8 @@ def state(
         if at is not None:
             replay = _replay_until(reader, timestamp(at))
         else:
-            report = _verified(reader)
+            with _progress() as on_page:
+                report = verify(reader, None, on_page=on_page)
             replay, fault = report.replay, report.fault
     now = wall_clock() if at is None else at
     accounts = [_account_members(replay, account, now) for account in sorted(replay.accounts)]

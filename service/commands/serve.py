@@ -6,17 +6,13 @@ import socket
 from typing import Annotated
 
 import typer
-import uvloop
 
 from events.log import LogUnavailable, StoreError
 from events.sqlite import BrokenTree
-from service import logs
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.app import CannotListen, Service, serve
 from service.checkpoints import DirectoryInUse, RolledBack
 from service.commands.console import ConfigOption, Exit, fail, say, settings
 from service.config import Settings
-from service.handler import PATHS
 from service.keys import KeyFileError, OriginDiffers
 
 
@@ -28,6 +24,10 @@ def command(
     config: ConfigOption = None,
 ) -> None:
     """Run the service until Ctrl-C or SIGTERM."""
+    # The web framework takes longer to import than most commands take in all, and this one alone needs it.
+    from service import logs
+    from service.app import CannotListen
+
     chosen = settings(context, config)
     if quickstart and not _is_loopback(chosen.http.host):
         fail(Exit.USAGE, f"--quickstart lets anybody claim the example account: {chosen.http.host} is not loopback")
@@ -49,6 +49,10 @@ def command(
 
 
 def _run(chosen: Settings, quickstart: bool) -> None:
+    import uvloop
+
+    from service.app import Service, serve
+
     def ready(service: Service) -> None:
         if quickstart:
             _print_example(service.settings)
@@ -68,6 +72,6 @@ def _print_example(chosen: Settings) -> None:
     # The caller's X-Request-ID is not the key of the record, so the line cannot name it in advance.
     body = f'{{"account": "{EXAMPLE_ACCOUNT}", "secret": "{EXAMPLE_SECRET}"}}'
     say("\nGet a token; the answer's X-Request-ID names its record:\n")
-    say(f"curl -i {chosen.url}{PATHS[0]} -H 'Content-Type: application/json' -d {shlex.quote(body)}\n")
+    say(f"curl -i {chosen.url}/auth -H 'Content-Type: application/json' -d {shlex.quote(body)}\n")
     say("Then see every step of it, in another terminal:\n")
     say("scripts/replay.py explain REQUEST_ID\n")

@@ -136,7 +136,7 @@ def test_an_attempt_left_behind_does_not_hold(replay: Replay) -> None:
     assert result.exit_code == 1
     assert "begins an attempt that has no terminal event" in result.stdout
     assert (
-        result.stderr == "hubler-auth: the log does not hold: event 22 begins an attempt that has no terminal event\n"
+        result.stderr == "hubler-auth: the log does not hold: event 22: begins an attempt that has no terminal event\n"
     )
 
 
@@ -257,7 +257,7 @@ def test_list_stops_at_a_row_that_is_no_event(replay: Replay) -> None:
     result = replay("list", "--format", "csv")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1].startswith("10,")
-    assert result.stderr == "hubler-auth: the log does not hold: event 14 is no event: not canonical\n"
+    assert result.stderr == "hubler-auth: the log does not hold: event 14: is no event: not canonical\n"
 
 
 @pytest.fixture
@@ -321,13 +321,11 @@ def test_verify_names_the_first_event_that_does_not_hold(replay: Replay) -> None
     tamper(replay.path, "DELETE FROM log WHERE seq = 12")
     result = replay("verify")
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[-1] == (
-        "The log does not hold: event 12 is missing, event 13 stands in its place."
-    )
-    assert result.stderr == "hubler-auth: the log does not hold: event 12 is missing, event 13 stands in its place\n"
+    assert result.stdout.splitlines()[-1] == ("The log does not hold: event 12: missing, event 13 stands in its place.")
+    assert result.stderr == "hubler-auth: the log does not hold: event 12: missing, event 13 stands in its place\n"
     found = replay.json("verify")
     assert found["holds"] is False
-    assert found["fault"] == {"seq": 12, "what": "is missing, event 13 stands in its place"}
+    assert found["fault"] == {"seq": 12, "what": "missing, event 13 stands in its place"}
     row = next(csv.DictReader(io.StringIO(replay("verify", "--format", "csv").stdout)))
     assert (row["holds"], row["events"], row["fault_seq"]) == ("no", "12", "12")
 

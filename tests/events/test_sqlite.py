@@ -17,8 +17,21 @@ import pytest
 
 from events.codec import encode
 from events.log import Batch, Outcome, Part, StoreError, Write
-from events.sqlite import SqliteReader, SqliteStore, _trusted
-from tests.audit_log import ACCOUNT, GRANT, USER, attempt, claimed, created, new_key, rid, started, write_log
+from events.sqlite import BrokenTree, SqliteReader, SqliteStore, _trusted
+from tests.audit_log import (
+    ACCOUNT,
+    GRANT,
+    USER,
+    attempt,
+    checkpoint,
+    claimed,
+    created,
+    keep,
+    new_key,
+    rid,
+    started,
+    write_log,
+)
 from tests.harness import Running, connect, execute
 
 QUOTED = "do-not-quote-this-hubble"
@@ -389,3 +402,21 @@ def test_a_golden_log_is_read_as_it_was_written(database: Path) -> None:
     bodies = [row[1].decode() for row in reader.log_rows(11, 18, 100)]
     reader.close()
     assert bodies == [encode(event).decode() for event in attempt(2, *GRANT, user_id=USER)]
+
+
+def test_a_tree_is_not_read_further_than_it_reaches(database: Path) -> None:
+    reader = SqliteReader(database)
+    size = reader.size()
+    for level, first in ((0, size), (1, 0)):
+        with pytest.raises(BrokenTree, match=f"lacks hashes of level {level} from {first} on"):
+            reader.hashes(level, first, first + 1)
+    reader.close()
+
+
+def test_the_newest_checkpoint_is_found_if_it_covers_enough(database: Path) -> None:
+    keep(database, 5, 9)
+    reader = SqliteReader(database)
+    assert reader.newest_checkpoint(9) == checkpoint(database, 9)
+    assert reader.newest_checkpoint(10) is None
+    assert (reader.checkpoint_before(9), reader.checkpoint_before(5)) == (5, 0)
+    reader.close()

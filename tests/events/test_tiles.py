@@ -130,7 +130,7 @@ def test_an_export_that_breaks_off_leaves_the_one_before(
     tmp_path: Path, bodies: list[bytes], error: type[Exception]
 ) -> None:
     exported(tmp_path, 257)
-    with pytest.raises(error, match=r"event 299 (has 65536 bytes|missing)"):
+    with pytest.raises(error, match=r"event 299(: | )(has 65536 bytes|missing)"):
         write(tmp_path, NOTE, 300, log(600)[1].read, bodies)
     assert len(verified(tmp_path)) == 257
     exported(tmp_path, 600)
@@ -239,7 +239,7 @@ def test_pages_come_as_they_are_found_to_hold(directory: Path) -> None:
     (directory / "tile/entries/002.p/88").unlink()
     pages = verify(TileDirectory.open(directory), VERIFIER)
     assert [len(next(pages)), len(next(pages))] == [256, 256]
-    with pytest.raises(Fault, match="event 512 missing"):
+    with pytest.raises(Fault, match="event 512: missing"):
         next(pages)
 
 

@@ -1,27 +1,56 @@
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
+import attrs
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.checkpoint import Checkpoint, Signer
 from events.codec import encode, timestamp
 from events.log import Write
-from events.records import AccountSuspended, SecretRetired, SecretRotated
-from events.replay import Fault
+from events.merkle import EMPTY_ROOT, TILE_WIDTH
+from events.records import (
+    AccountCreated,
+    AccountResumed,
+    AccountSuspended,
+    AttemptEvent,
+    AuditExported,
+    AuditRollbackAccepted,
+    AuthInterrupted,
+    AuthRequested,
+    Event,
+    SecretRetired,
+    SecretRotated,
+    ServiceStopped,
+)
+from events.replay import Fault, Replay, Stretch, read
 from events.sqlite import PAGE, SqliteReader
-from events.verify import Report, verify
+from events.verify import Given, Report, verify
+from events.workers import Pace
 from tests.audit_log import (
     ACCOUNT,
+    CLAIMING,
     DENIAL,
     GRANT,
     NOW,
     OTHER,
     REQUESTED,
+    SIGNER,
     VALIDATED,
     Entry,
+    Step,
     attempt,
+    checkpoint,
     claimed,
     created,
+    keep,
     new_key,
+    rebuild,
+    rewrite,
     rid,
     started,
     stopped,
@@ -42,10 +71,10 @@ STORY: tuple[Entry, ...] = (
 OPEN = [attempt(number, REQUESTED, VALIDATED) for number in (7, 8)]
 
 
-def verified(path: Path) -> Report:
+def verified(path: Path, *given: Given, pace: Pace | None = None) -> Report:
     reader = SqliteReader(path)
     try:
-        return verify(reader)
+        return verify(reader, SIGNER.verifier, given, pace=pace)
     finally:
         reader.close()
 
@@ -75,7 +104,7 @@ def test_attempts_of_the_running_service_are_open_and_no_fault(path: Path) -> No
 @pytest.mark.parametrize("after", [pytest.param(stopped(), id="stopped"), pytest.param(started(), id="started-again")])
 def test_an_attempt_that_its_service_left_behind_is_a_fault(path: Path, after: Entry) -> None:
     fault = verified(write_log(path, *STORY, started(), *OPEN, after)).fault
-    assert str(fault) == "event 24 begins an attempt that has no terminal event"
+    assert str(fault) == "event 24: begins an attempt that has no terminal event"
 
 
 def test_a_rotation_and_its_retirements_stand_in_log_and_tables_alike(path: Path) -> None:
@@ -117,11 +146,12 @@ def test_what_is_written_meanwhile_is_read_too(path: Path) -> None:
             write_log(path, entry)
 
     reader = SqliteReader(path)
-    report = verify(reader, write_more)
+    report = verify(reader, None, on_page=write_more, pace=Pace(chunk_events=8 * TILE_WIDTH))
     reader.close()
     assert report.fault is None
     assert report.events == 1 + 2 * PAGE + 1 + 7
-    assert pages[0] == (PAGE, 2 * PAGE + 1)
+    in_whole_tiles = (2 * PAGE + 1) // TILE_WIDTH * TILE_WIDTH
+    assert pages[0] == (8 * TILE_WIDTH, in_whole_tiles)
     assert pages[-1] == (report.events, report.events)
 
 
@@ -170,27 +200,39 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         pytest.param(
             [f"UPDATE log SET request_id = x'{rid(9)}' WHERE seq = 11"],
             11,
-            "is looked up by another",
+            "column disagrees with body: request_id",
             id="request-id-column",
         ),
         pytest.param(
-            ["UPDATE log SET request_id = NULL WHERE seq = 11"], 11, "is looked up by another", id="no-column"
+            ["UPDATE log SET request_id = NULL WHERE seq = 11"],
+            11,
+            "column disagrees with body: request",
+            id="no-column",
         ),
         pytest.param(
-            [f"UPDATE log SET account = x'{OTHER}' WHERE seq = 14"], 14, "is looked up by", id="account-column"
+            [f"UPDATE log SET account = x'{OTHER}' WHERE seq = 14"],
+            14,
+            "column disagrees with body: account",
+            id="account-column",
         ),
         pytest.param(
-            [f"UPDATE log SET account = x'{ACCOUNT}' WHERE seq = 13"], 13, "is looked up by", id="extra-column"
+            [f"UPDATE log SET account = x'{ACCOUNT}' WHERE seq = 13"],
+            13,
+            "column disagrees with body: account",
+            id="extra-column",
         ),
-        pytest.param(["UPDATE log SET account = NULL WHERE seq = 3"], 3, "is looked up by", id="outside-a-request"),
-        pytest.param(["DELETE FROM log WHERE seq = 13"], 13, "is missing, event 14 stands in its place", id="deleted"),
         pytest.param(
-            ["DELETE FROM log WHERE seq = 0"], 0, "is missing, event 1 stands in its place", id="first-deleted"
+            ["UPDATE log SET account = NULL WHERE seq = 3"],
+            3,
+            "column disagrees with body: account",
+            id="outside-a-request",
         ),
+        pytest.param(["DELETE FROM log WHERE seq = 13"], 13, "missing, event 14 stands in its place", id="deleted"),
+        pytest.param(["DELETE FROM log WHERE seq = 0"], 0, "missing, event 1 stands in its place", id="first-deleted"),
         pytest.param(
             ["DELETE FROM log WHERE seq = 14", "UPDATE log SET seq = seq - 1 WHERE seq > 14"],
             11,
-            "begins an attempt that has no terminal event",
+            "begins an attempt that has no terminal event: missing",
             id="terminal-event-closed-over",
         ),
         pytest.param(
@@ -212,19 +254,19 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         pytest.param(
             ["INSERT INTO log SELECT 23, body, request_id, account FROM log WHERE seq = 14"],
             23,
-            "continues an attempt that has ended",
+            "inserted, the tree has 23 events",
             id="terminal-event-twice",
         ),
         pytest.param(
             ["UPDATE log SET body = replace(body, 'account.rejected', 'account.failed') WHERE seq = 13"],
             14,
-            "is auth.denied, which cannot follow account.failed",
+            "body changed, here or before: is auth.denied, which cannot follow account.failed",
             id="refusal-made-a-failure",
         ),
         pytest.param(
             [f"INSERT INTO log VALUES (-1, '{ANOTHER}', x'{rid(9)}', NULL)"],
             0,
-            "is missing, event -1 stands in its place",
+            "missing, event -1 stands in its place",
             id="before-the-first",
         ),
         pytest.param(
@@ -233,7 +275,7 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
                 "INSERT INTO log SELECT seq + 12, body, request_id, account FROM log WHERE seq BETWEEN 11 AND 14",
             ],
             23,
-            "begins an attempt whose request_id another one has",
+            "inserted, the tree has 23 events",
             id="attempt-replayed",
         ),
         pytest.param(
@@ -273,5 +315,521 @@ def test_what_holds_before_a_fault_is_counted(path: Path) -> None:
 
 
 def test_a_claim_whose_events_were_cut_off_is_missed_in_the_log(path: Path) -> None:
-    tamper(write_log(path, started(), created(), claimed(1)), "DELETE FROM log WHERE seq > 1")
+    rebuild(tamper(write_log(path, started(), created(), claimed(1)), "DELETE FROM log WHERE seq > 1"))
     assert str(verified(path).fault) == f"account {ACCOUNT} stands otherwise in its tables than the events leave it"
+
+
+# -- a log of several tiles -----------------------------------------------------------
+
+# 0 service.started · 1, 2 key · 3 account.created · 4-10 claim · 11-1088 grants · 1089-1096 denials · 1097 stopped
+GRANTS = 154
+TILED: tuple[Entry, ...] = (
+    *(started(), new_key(), created(), claimed(1)),
+    [event for number in range(2, 2 + GRANTS) for event in attempt(number, *GRANT)],
+    [event for number in (200, 201) for event in attempt(number, *DENIAL)],
+    stopped(),
+)
+SIZE = 1098
+KEPT = (0, 5, 290, 512, 700, 1030, 1060, SIZE)
+
+ALONE = Pace(workers=1)
+TOGETHER = Pace(chunk_events=TILE_WIDTH, workers=2, alone_below=0)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Never changed: what has the time to write it for each test?"""
+    return keep(write_log(tmp_path_factory.mktemp("tiled") / "auth.db", *TILED), *KEPT)
+
+
+@pytest.fixture
+def tiled(original: Path, path: Path) -> Path:
+    shutil.copy(original, path)
+    return path
+
+
+def archived(path: Path, *sizes: int) -> list[Given]:
+    """Checkpoints of today's log, as they may have been kept elsewhere."""
+    return [Given(f"archive.log line {size}", checkpoint(path, size)) for size in sizes]
+
+
+@pytest.fixture(params=[pytest.param(ALONE, id="alone"), pytest.param(TOGETHER, id="together")])
+def pace(request: pytest.FixtureRequest) -> Pace:
+    found: Pace = request.param
+    return found
+
+
+def test_a_log_of_several_tiles_and_checkpoints_holds(tiled: Path, pace: Pace) -> None:
+    report = verified(tiled, *archived(tiled, 0, 300, 512, SIZE), pace=pace)
+    assert report.fault is None
+    assert report.events == SIZE
+    assert report.replay.attempts == {"granted": 155, "denied": 2, "failed": 0, "interrupted": 0, "open": 0}
+
+
+def flip(seq: int) -> str:
+    """One byte, so that the event is another, and as good."""
+    return f"UPDATE log SET body = replace(body, '192.0.2.1', '192.0.2.2') WHERE seq = {seq}"
+
+
+def renumber(seq: int, by: int) -> list[str]:
+    """All events from `seq` on."""
+    return [f"UPDATE log SET seq = -seq - 1 WHERE seq >= {seq}", f"UPDATE log SET seq = {by} - seq - 1 WHERE seq < 0"]
+
+
+def insert(seq: int, body: bytes) -> list[str]:
+    return [*renumber(seq, 1), f"INSERT INTO log VALUES ({seq}, '{body.decode()}', NULL, NULL)"]
+
+
+def swap(one: int, other: int) -> list[str]:
+    return [
+        f"UPDATE log SET seq = -1 WHERE seq = {one}",
+        f"UPDATE log SET seq = {one} WHERE seq = {other}",
+        f"UPDATE log SET seq = {other} WHERE seq = -1",
+    ]
+
+
+EXPORTED = encode(AuditExported(recorded_at=timestamp(NOW), format="csv", events=0))
+HEAD_CHANGED = "tree changed: its head is not that of its tiles and the events behind them"
+BEYOND = f"INSERT INTO log VALUES ({SIZE}, '{EXPORTED.decode()}', NULL, NULL)"
+
+
+KEY = f"{SIGNER.name}+{SIGNER.verifier.key_id.hex()}"
+
+
+def tile(level: int, number: int, columns: str) -> str:
+    return f"UPDATE tiles SET {columns} WHERE level = {level} AND tile = {number}"
+
+
+@pytest.mark.parametrize(
+    ("statements", "seq", "what"),
+    [
+        pytest.param([flip(291)], 291, "body changed", id="byte"),
+        pytest.param([flip(291), "DELETE FROM log WHERE seq = 400"], 291, "body changed", id="byte-before-a-gap"),
+        pytest.param(["UPDATE log SET body = '' WHERE seq = 400"], 400, "body changed", id="body-gone"),
+        pytest.param(
+            ["UPDATE log SET body = (SELECT body FROM log WHERE seq = 402) WHERE seq = 400"],
+            400,
+            "body changed",
+            id="body-of-another-event",
+        ),
+        pytest.param(swap(400, 401), 400, "body changed", id="swapped"),
+        pytest.param(
+            ["UPDATE log SET account = NULL WHERE seq = 297"],
+            297,
+            "column disagrees with body: account",
+            id="account-column",
+        ),
+        pytest.param(
+            ["UPDATE log SET request_id = NULL WHERE seq = 291"],
+            291,
+            "column disagrees with body: request_id",
+            id="request-id-column",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 1097"], 1097, "missing, the tree has 1098 events", id="last-deleted"
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq >= 1010"], 1010, "missing, the tree has 1098 events", id="last-hundred-deleted"
+        ),
+        pytest.param(
+            [flip(998), "DELETE FROM log WHERE seq >= 1010"], 998, "body changed", id="byte-before-what-was-deleted"
+        ),
+        pytest.param(["DELETE FROM log WHERE seq = 400"], 400, "missing, event 401 stands in its place", id="deleted"),
+        pytest.param(
+            ["DELETE FROM log WHERE seq BETWEEN 400 AND 900"],
+            400,
+            "missing, event 901 stands in its place",
+            id="many-deleted",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 400", *renumber(401, -1)],
+            400,
+            "missing, and those behind it renumbered",
+            id="closed-over",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq BETWEEN 767 AND 773", *renumber(774, -7)],
+            767,
+            "missing, and those behind it renumbered",
+            id="attempt-closed-over-at-the-end-of-a-tile",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 1023", *renumber(1024, -1)],
+            1023,
+            "missing",
+            id="last-one-in-a-tile-closed-over",
+        ),
+        pytest.param(insert(400, EXPORTED), 400, "inserted, and those behind it renumbered", id="inserted"),
+        pytest.param(
+            insert(1022, EXPORTED), 1022, "inserted, and those behind it renumbered", id="inserted-near-the-tail"
+        ),
+        pytest.param([BEYOND], SIZE, "inserted, the tree has 1098 events", id="inserted-behind-the-last"),
+        pytest.param(
+            [BEYOND.replace(f"({SIZE}", "(5000000000")],
+            SIZE,
+            "inserted, the tree has 1098 events",
+            id="inserted-far-behind-the-last",
+        ),
+        # Behind the last whole tile, at 1024, there are only subtrees to go by: 64, 8 and 2 leaves. And checkpoints.
+        pytest.param([flip(1033)], 1030, "body changed, here or up to event 1059", id="byte-behind-the-last-tile"),
+        pytest.param(
+            ["UPDATE log SET body = '' WHERE seq = 1096"],
+            1096,
+            "body changed: is no event: of no known type",
+            id="body-gone-behind-the-last-tile",
+        ),
+        pytest.param(
+            ["UPDATE log SET body = replace(body, '21500', '21501') WHERE seq = 1096"],
+            1096,
+            "body changed, here or up to event 1097",
+            id="byte-in-the-last-subtree",
+        ),
+        pytest.param(insert(1054, EXPORTED), 1054, "inserted", id="inserted-behind-the-last-tile"),
+        pytest.param(
+            [*insert(1054, EXPORTED), *insert(1054, EXPORTED)],
+            1030,
+            "inserted, here or up to event 1059",
+            id="two-inserted-behind-the-last-tile",
+        ),
+        pytest.param(
+            ["UPDATE tree SET nodes = CAST(substr(nodes, 1, 32) || zeroblob(32) || substr(nodes, 65) AS BLOB)"],
+            None,
+            HEAD_CHANGED,
+            id="tree-head-behind-the-last-tile",
+        ),
+        pytest.param([tile(0, 1, "root = zeroblob(32)")], 256, "tile changed", id="tile-root"),
+        pytest.param([tile(0, 1, "hashes = zeroblob(32)")], 256, "tile changed", id="tile-hashes"),
+        pytest.param([tile(0, 1, "hashes = CAST(hashes || x'00' AS BLOB)")], 256, "tile changed", id="tile-too-long"),
+        pytest.param([tile(0, 1, "hashes = x'', root = x''")], 256, "body changed", id="tile-emptied"),
+        pytest.param(["DELETE FROM tiles WHERE tile = 1"], 256, "tile missing", id="tile-deleted"),
+        pytest.param(
+            ["INSERT INTO tiles SELECT 0, 4, root, hashes FROM tiles WHERE tile = 3"],
+            None,
+            "tile inserted on level 0 of the tree, which has no events for it",
+            id="tile-added",
+        ),
+        pytest.param(
+            ["UPDATE tree SET nodes = CAST(zeroblob(32) || substr(nodes, 33) AS BLOB)"],
+            None,
+            HEAD_CHANGED,
+            id="tree-head",
+        ),
+        pytest.param(["UPDATE tree SET nodes = substr(nodes, 1, 96)"], None, HEAD_CHANGED, id="tree-head-cut"),
+        pytest.param(["UPDATE tree SET size = 1099"], 1098, "missing, the tree has 1099 events", id="tree-longer"),
+        pytest.param(
+            ["UPDATE checkpoints SET size = 701 WHERE size = 700"],
+            512,
+            "column disagrees with note: the checkpoint kept for 701 events is one of 700",
+            id="checkpoint-of-another-size",
+        ),
+        pytest.param(
+            ["UPDATE checkpoints SET note = replace(note, 'log.example', 'log.elsewhere') WHERE size = 700"],
+            512,
+            f"no valid signature on the checkpoint kept for 700 events: it is not signed by the key {KEY}",
+            id="checkpoint-of-another-log",
+        ),
+        pytest.param(
+            ["UPDATE checkpoints SET note = 'x' WHERE size = 700"],
+            512,
+            "no valid signature on the checkpoint kept for 700 events: it is no signed note",
+            id="checkpoint-unreadable",
+        ),
+    ],
+)
+def test_what_was_tampered_with_is_named_and_where(
+    tiled: Path, pace: Pace, statements: Sequence[str], seq: int | None, what: str
+) -> None:
+    fault = verified(tamper(tiled, *statements), pace=pace).fault
+    assert (fault and fault.seq, fault and fault.what) == (seq, what)
+
+
+@pytest.mark.parametrize(
+    ("statements", "seq", "what"),
+    [
+        pytest.param([flip(291)], 290, "checkpoint from another history: the one kept for 512 events", id="byte"),
+        pytest.param(
+            [flip(1054)],
+            1030,
+            "checkpoint from another history: the one kept for 1060 events",
+            id="byte-behind-the-last-tile",
+        ),
+        pytest.param(
+            ["UPDATE log SET account = NULL WHERE seq = 297"],
+            297,
+            "column disagrees with body: account",
+            id="account-column",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 1097"],
+            1097,
+            "log shorter than checkpoint: it has 1097 events, the one kept has 1098",
+            id="last-deleted",
+        ),
+        pytest.param(["DELETE FROM log WHERE seq = 400"], 400, "missing, event 401 stands in its place", id="deleted"),
+        pytest.param(
+            ["DELETE FROM log WHERE seq BETWEEN 291 AND 297", *renumber(298, -7)],
+            290,
+            "checkpoint from another history: the one kept for 512 events",
+            id="attempt-closed-over",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 400", *renumber(401, -1)],
+            400,
+            "is at position 5 of its attempt, where 4 is next",
+            id="step-closed-over",
+        ),
+        pytest.param(swap(400, 401), 400, "is at position 5 of its attempt, where 4 is next", id="swapped"),
+        pytest.param(
+            insert(400, EXPORTED), 290, "checkpoint from another history: the one kept for 512 events", id="inserted"
+        ),
+        pytest.param([BEYOND], None, "", id="appended"),
+        pytest.param(
+            [
+                "DROP INDEX log_request_id",
+                "INSERT INTO log SELECT seq + 9, body, request_id, account FROM log WHERE seq BETWEEN 1089 AND 1096"
+                " ORDER BY seq DESC",
+                "DELETE FROM checkpoints WHERE size = 1098",
+            ],
+            1098,
+            "begins an attempt whose request_id another one has",
+            id="attempts-replayed",
+        ),
+        pytest.param(
+            [f"UPDATE log SET body = replace(body, '{rid(42)}', 'x'), request_id = NULL WHERE seq = 291"],
+            291,
+            "has a request_id that is none",
+            id="request-id-that-is-no-hex",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 1097", "UPDATE checkpoints SET note = 'x' WHERE size = 1098"],
+            1060,
+            "no valid signature on the checkpoint kept for 1098 events: it is no signed note",
+            id="last-deleted-and-its-checkpoint-spoilt",
+        ),
+    ],
+)
+def test_a_tree_rebuilt_over_what_was_tampered_with_does_not_match_its_checkpoints(
+    tiled: Path, pace: Pace, statements: Sequence[str], seq: int | None, what: str
+) -> None:
+    fault = verified(rebuild(tamper(tiled, *statements)), pace=pace).fault
+    assert (fault and fault.seq, fault and fault.what) == (seq, what if seq else None)
+
+
+# -- checkpoints kept elsewhere -------------------------------------------------------
+
+FORGER = Signer(SIGNER.name, Ed25519PrivateKey.from_private_bytes(b"f" * 32))
+
+
+def without_checkpoints(path: Path) -> Path:
+    return tamper(path, "DELETE FROM checkpoints")
+
+
+def test_an_older_copy_of_the_log_is_shorter_than_a_given_checkpoint(tiled: Path, pace: Pace) -> None:
+    older = tiled.with_name("older.db")
+    shutil.copy(tiled, older)
+    write_log(tiled, started(), stopped())
+    report = verified(older, *archived(tiled, 290, SIZE + 2), pace=pace)
+    assert str(report.fault) == (
+        "event 1098: log shorter than checkpoint: it has 1098 events, archive.log line 1100 has 1100"
+    )
+
+
+def test_a_log_rebuilt_with_another_key_is_told_by_its_signatures(tiled: Path, pace: Pace) -> None:
+    keep(rebuild(tamper(tiled, flip(291))), *KEPT, signer=FORGER)
+    fault = verified(tiled, pace=pace).fault
+    assert fault is not None
+    assert fault.seq == 0
+    assert fault.what.startswith("no valid signature on the checkpoint kept for 0 events: it is not signed by the key ")
+
+
+def test_a_log_rebuilt_with_its_own_key_differs_from_what_was_archived(tiled: Path, pace: Pace) -> None:
+    given = archived(tiled, 256, 300, 512, SIZE)
+    keep(rebuild(without_checkpoints(tamper(tiled, flip(291)))), 5, SIZE)
+    assert str(verified(tiled, *reversed(given), pace=pace).fault) == (
+        "event 256: checkpoint from another history: archive.log line 300, of 300 events"
+    )
+
+
+def test_given_checkpoints_narrow_down_where_a_kept_one_differs(tiled: Path, pace: Pace) -> None:
+    given = archived(tiled, 260, 280, 300)
+    rebuild(tamper(tiled, flip(284), "DELETE FROM checkpoints WHERE size = 290"))
+    fault = verified(tiled, *given, pace=pace).fault
+    assert str(fault) == "event 280: checkpoint from another history: the one kept for 512 events"
+
+
+def test_without_a_key_it_is_open_who_signed(tiled: Path) -> None:
+    keep(tiled, *KEPT, signer=FORGER)
+    reader = SqliteReader(tiled)
+    report = verify(reader, None, [Given("a note", checkpoint(tiled, 9, FORGER))])
+    reader.close()
+    assert report.fault is None
+
+
+@pytest.mark.parametrize(
+    ("note", "what"),
+    [
+        pytest.param("x", "no valid signature on a note: it is no signed note", id="unreadable"),
+        pytest.param(
+            SIGNER.sign(Checkpoint(SIGNER.name, 9, bytes(32))).replace("log.example\n9", "log.example\n8"),
+            "no valid signature on a note: it has a signature that does not hold",
+            id="changed",
+        ),
+        pytest.param(
+            Signer("other", SIGNER.private).sign(Checkpoint("other", 0, EMPTY_ROOT)),
+            f"no valid signature on a note: it is not signed by the key {KEY}",
+            id="of-another-log",
+        ),
+    ],
+)
+def test_a_given_checkpoint_that_the_key_did_not_sign_is_named(tiled: Path, note: str, what: str) -> None:
+    given = [Given("a note", note), Given("another", "")]
+    assert str(verified(tiled, *given).fault) == what
+
+
+def accepted(size: int | None) -> Entry:
+    return [
+        AuditRollbackAccepted(recorded_at=timestamp(NOW), reason="disk lost", abandoned_size=size, abandoned_root=None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("abandoned", "size", "fault"),
+    [
+        pytest.param(40, 24, "event 23: abandoned, accepted at event 23: a note, of 24 events", id="inside"),
+        pytest.param(40, 40, "event 23: abandoned, accepted at event 23: a note, of 40 events", id="newest"),
+        pytest.param(40, 41, "event 24: log shorter than checkpoint: it has 24 events, a note has 41", id="beyond"),
+        pytest.param(None, 41, "event 23: abandoned, accepted at event 23: a note, of 41 events", id="size-not-known"),
+        pytest.param(40, 23, "event 0: checkpoint from another history: a note, of 23 events", id="before"),
+    ],
+)
+def test_a_checkpoint_of_a_history_that_was_given_up_is_named_so(
+    path: Path, abandoned: int | None, size: int, fault: str
+) -> None:
+    write_log(path, *STORY, accepted(abandoned))
+    note = SIGNER.sign(Checkpoint(SIGNER.name, size, bytes(32)))
+    assert str(verified(path, Given("a note", note)).fault) == fault
+
+
+def test_a_fault_that_nobody_accepted_comes_before_those_that_were(path: Path) -> None:
+    write_log(path, *STORY, accepted(None), accepted(30))
+    notes = [Given(f"note {size}", SIGNER.sign(Checkpoint(SIGNER.name, size, bytes(32)))) for size in (24, 25, 26)]
+    assert "abandoned, accepted at event 23: note 24" in str(verified(path, *notes).fault)
+    assert str(verified(path, *notes, Given("note", "x")).fault) == "no valid signature on note: it is no signed note"
+
+
+# -- any log, however it is cut -------------------------------------------------------
+
+
+def read_in_order(reader: SqliteReader) -> tuple[int, Replay, Fault | None]:
+    """What `verify` is to find of the events themselves, event by event."""
+    replay = Replay(reader.attempt_start)
+    rows = reader.log_rows(0, reader.size(), 1_000_000)
+    for seq, body, _, _ in rows:
+        try:
+            replay.apply(seq, read(seq, body))
+        except Fault as fault:
+            return seq, replay, fault
+    return len(rows), replay, None
+
+
+def some_log(seed: int) -> list[Event]:
+    """Attempts of all kinds, many at a time, with changes to their accounts and restarts in between."""
+    random = Random(seed)
+    accounts = [f"{number:024x}" for number in range(12)]
+    parts = {"recorded_at": timestamp(NOW)}
+    events: list[Event] = [*started(), *(AccountCreated(**parts, account=account) for account in accounts)]
+    running: list[list[AttemptEvent]] = []
+    unclaimed, suspended = set(accounts[:8]), set[str]()
+    for number in range(150):
+        account = random.choice(accounts)
+        walk: Sequence[Step] = random.choice([GRANT, DENIAL, GRANT[:3], (*GRANT[:4], (AuthInterrupted, {}))])
+        if account in unclaimed:
+            walk = CLAIMING
+            unclaimed.remove(account)
+        running.append(attempt(number, *walk, account=account))
+        while len(running) > random.randrange(20):
+            steps = random.choice(running)
+            events.append(steps.pop(0))
+            running = [one for one in running if one]
+        if random.random() < 0.05:
+            account = random.choice(accounts[8:])
+            changed = AccountResumed if account in suspended else AccountSuspended
+            suspended ^= {account}
+            events.append(changed(**parts, account=account))
+        if random.random() < 0.02:
+            events += random.choice([started(), stopped()])
+    return events
+
+
+def spoilt(events: list[Event], seed: int) -> list[Event]:
+    """The same with an event lost, moved or there twice, or an attempt begun again under its id."""
+    random = Random(seed)
+    at = random.randrange(len(events) // 2, len(events))
+    event = events[at]
+    moved = [*events[:at], *events[at + 1 :]]
+    if random.random() < 0.6:
+        moved.insert(random.randrange(len(moved) // 2, len(moved)), event)
+    if random.random() < 0.5:
+        moved.insert(at, event)
+    if random.random() < 0.5:
+        begun = [one for one in events if isinstance(one, AuthRequested)]
+        moved.insert(at, random.choice(begun))
+    return moved
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_log_reads_the_same_in_chunks_as_in_order(path: Path, seed: int) -> None:
+    events = some_log(seed)
+    rewrite(write_log(path), events if seed % 4 == 0 else spoilt(events, seed))
+    chunk_events = TILE_WIDTH * (1 + seed // 4 % 2)
+    with closing(SqliteReader(path)) as reader:
+        size, replay, fault = read_in_order(reader)
+        for workers in (1, 2) if seed < 8 else (1,):
+            pace = Pace(chunk_events=chunk_events, workers=workers, alone_below=0)
+            report = verify(reader, None, pace=pace)
+            assert (report.events, report.replay) == (size, replay)
+            if fault is not None:
+                assert str(report.fault) == str(fault)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stretches_cut_anywhere_add_up_to_the_whole(seed: int) -> None:
+    events = list(enumerate(some_log(seed)))
+    whole, parts = Replay(lambda request_id: None), Replay(lambda request_id: None)
+    for seq, event in events:
+        whole.apply(seq, event)
+    cuts = sorted(Random(seed).choices(range(len(events)), k=seed))
+    for first, end in pairwise([0, *cuts, len(events)]):
+        stretch = Stretch()
+        for seq, event in events[first:end]:
+            stretch.apply(seq, event)
+        for seq, event in stretch.left:
+            parts.apply(seq, event)
+        parts.add(stretch.counts)
+    assert attrs.evolve(parts, start_of=whole.start_of) == whole
+
+
+@pytest.mark.parametrize("again", [pytest.param(300, id="in-the-next-chunk"), pytest.param(700, id="chunks-later")])
+def test_an_attempt_cannot_begin_again_while_it_is_open(path: Path, pace: Pace, again: int) -> None:
+    events: list[Event] = [*started(), *attempt(1, REQUESTED)]
+    events += [event for number in range(2, 130) for event in attempt(number, *GRANT)]
+    events[again:again] = attempt(1, *GRANT)
+    assert str(verified(rewrite(write_log(path), events), pace=pace).fault) == (
+        f"event {again}: is at position 0 of its attempt, where 1 is next"
+    )
+
+
+def test_a_tree_of_more_levels_is_compared_on_each(path: Path, tmp_path: Path) -> None:
+    count = TILE_WIDTH**2 + 300
+    stops: list[Event] = [ServiceStopped(recorded_at=timestamp(NOW))] * count
+    rebuild(rewrite(write_log(path), stops))
+    keep(path, 512, TILE_WIDTH**2, TILE_WIDTH**2 + 256)
+    report = verified(path, *archived(path, count))
+    assert (report.events, report.fault) == (count, None)
+    for statement, seq, what in (
+        (tile(1, 0, "root = zeroblob(32)"), 0, "tile changed on level 1 of the tree"),
+        (tile(1, 0, "hashes = substr(hashes, 1, 96)"), 3 * TILE_WIDTH, "tile changed on level 1 of the tree"),
+        ("DELETE FROM tiles WHERE level = 1", 0, "tile missing on level 1 of the tree"),
+    ):
+        fault = verified(tamper(path, statement)).fault
+        assert (fault and fault.seq, fault and fault.what) == (seq, what)

@@ -11,7 +11,7 @@ from events.log import EventLog
 from events.sqlite import SqliteReader, SqliteStore
 from events.verify import verify
 from service.accounts import AccountDesk
-from service.app import hash_parameters, wall_clock
+from service.clock import wall_clock
 from service.keys import secrets_key
 from service.verifier import HashParameters, SecretHasher
 from tests.conftest import Start
@@ -34,7 +34,9 @@ class Clock:
 async def desk(running: Running, parameters: HashParameters | None = None) -> AsyncIterator[AccountDesk]:
     """An operator's command beside the service: a connection, a reader and a hasher of its own."""
     settings = running.service.settings
-    hasher = SecretHasher(secrets_key(settings.keys_directory), parameters or hash_parameters(settings))
+    secrets = settings.secrets
+    usual = HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism)
+    hasher = SecretHasher(secrets_key(settings.keys_directory), parameters or usual)
     log = EventLog(SqliteStore(running.database, create=False), wall_clock)
     reader = SqliteReader(running.database)
     await log.start(owns_attempts=False)
@@ -46,7 +48,7 @@ async def desk(running: Running, parameters: HashParameters | None = None) -> As
 
 def check_log(running: Running) -> None:
     reader = SqliteReader(running.database)
-    report = verify(reader)
+    report = verify(reader, None)
     reader.close()
     assert (report.fault, report.replay.open) == (None, {})
 

@@ -72,7 +72,7 @@ async def prepare(start: Start) -> Running:
 
 def check_log(database: Path) -> None:
     reader = SqliteReader(database)
-    report = verify(reader)
+    report = verify(reader, None)
     reader.close()
     assert (report.fault, report.replay.open) == (None, {})
 

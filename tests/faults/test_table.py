@@ -59,7 +59,7 @@ def check_events(events: list[dict[str, Any]], types: list[str], stage: str, rea
 
 def check_log(running: Running) -> None:
     reader = SqliteReader(running.database)
-    assert verify(reader).fault is None
+    assert verify(reader, None).fault is None
     reader.close()
 
 

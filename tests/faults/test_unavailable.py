@@ -13,7 +13,8 @@ import pytest
 from events.log import Batch, EventLog, Outcome, StoreError
 from events.sqlite import SqliteReader, SqliteStore
 from events.verify import verify
-from service.app import DEPS, LOG, wall_clock
+from service.app import DEPS, LOG
+from service.clock import wall_clock
 from service.model import RawRequest
 from service.pipeline import Arrival, authenticate
 from tests.conftest import Start
@@ -43,7 +44,7 @@ async def check_recovered(running: Running, *, action: str) -> None:
     assert answer.status == 200
     assert [event["action"] for event in running.events(answer.request_id)[5:6]] == [action]
     reader = SqliteReader(running.database)
-    report = verify(reader)
+    report = verify(reader, None)
     reader.close()
     assert report.fault is None
     assert not report.replay.open

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from attrs import Factory, define
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.cli.serving import environment, serving
 from tests.harness import ACCOUNT, OTHER_ACCOUNT, USER, Answer, answers
@@ -129,6 +131,7 @@ def test_everything_sent_was_answered_and_recorded_as_what_it_was(life: Life) ->
     assert life.after["stdout"].count(b'"event":"auth"') == len(life.told) + 2
     assert life.after["stderr"] == b""
     assert life.before["auth.db-wal"]
+    assert life.after["stdout"].count(b'"event":"audit.checkpoint"') >= 2
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -144,6 +147,26 @@ def test_no_file_and_no_output_holds_a_token_or_a_part_of_one(life: Life, moment
     sought = [part.encode() for token in life.tokens for part in (token, *token.split("."))]
     files: dict[str, bytes] = getattr(life, moment)
     assert [file for file, data in files.items() if any(part in data for part in sought)] == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_private_key_stands_in_its_file_and_nowhere_else(life: Life, moment: str) -> None:
+    files: dict[str, bytes] = getattr(life, moment)
+    assert {"checkpoint", "keys/log.pem", "keys/log.vkey", "keys/secrets.key", "stdout"} <= set(files)
+    keys = {name: data for name, data in files.items() if name.startswith("keys/") and b"PUBLIC" not in data}
+    del keys["keys/log.vkey"]
+    assert len(keys) == 3
+    for name, data in keys.items():
+        sought = [data] if name == "keys/secrets.key" else [data.split(b"\n")[1], private_bytes(data)]
+        spelled = {part for one in sought for part in (one, one.hex().encode(), base64.b64encode(one))}
+        held = [file for file, content in files.items() if any(part in content for part in spelled)]
+        assert held == [name]
+
+
+def private_bytes(pem: bytes) -> bytes:
+    key = serialization.load_pem_private_key(pem, password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key.private_bytes_raw()
 
 
 def test_a_verifier_stands_in_its_table_and_nowhere_else(life: Life) -> None:
