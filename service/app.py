@@ -5,6 +5,7 @@ What is opened first is closed last: the lock, the log, the keys, the hash pool,
 
 import asyncio
 import gc
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,12 +23,13 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, StoreError
 from events.records import ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
-from service import contract, logs
+from service import contract, docs, logs, openapi
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
 from service.clock import wall_clock
 from service.config import Settings
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
+from service.documents import Document
 from service.handler import (
     PATHS,
     TOKEN_PATH,
@@ -201,8 +203,22 @@ async def _routes(app: web.Application) -> None:
         resource.add_route("POST", handler, expect_handler=expect_continue)
         resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
     discovery = Discovery(app[KEYS], app[SETTINGS].issuer, app[SETTINGS].keys.publish_before_seconds)
-    for path, get in ((JWKS_PATH, discovery.jwks), (METADATA_PATH + "{issuer_path:.*}", discovery.metadata)):
-        app.router.add_resource(path).add_route("*", get, expect_handler=expect_continue)
+    reads: dict[str, Handler] = {
+        JWKS_PATH: discovery.jwks,
+        METADATA_PATH + "{issuer_path:.*}": discovery.metadata,
+        openapi.PATH: _openapi(app).get,
+        docs.PAGE_PATH: docs.page().get,
+        docs.SCRIPT_PATH: docs.script().get,
+    }
+    for path, handler in reads.items():
+        app.router.add_resource(path).add_route("*", handler, expect_handler=expect_continue)
+
+
+def _openapi(app: web.Application) -> Document:
+    auth = [app[DEPS].answers.row(row.reason) for row in contract.TABLE]
+    oauth = [app[OAUTH].row(row.reason) for row in contract.OAUTH]
+    described = openapi.describe(app[SETTINGS].issuer, version("hubler-auth"), auth, oauth)
+    return Document(json.dumps(described).encode(), "public, max-age=300")
 
 
 # -- HTTP -----------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 A body is made when it changes and not when it is asked for. Nothing here goes on record.
 """
 
+import json
 from urllib.parse import unquote, urlsplit
 
-import orjson
 from aiohttp import web
 
 from service.documents import Document
@@ -30,7 +30,7 @@ class Discovery:
         self._cache_control = f"public, max-age={max_age_seconds}"
         self._keys = keys
         self._jwks = Document(keys.jwks, self._cache_control)
-        self._metadata = Document(orjson.dumps(_metadata(issuer)), self._cache_control)
+        self._metadata = Document(json.dumps(metadata(issuer)).encode(), self._cache_control)
         self._issuer_path = unquote(urlsplit(issuer).path.rstrip("/"))
 
     async def jwks(self, request: web.Request) -> web.Response:
@@ -44,7 +44,8 @@ class Discovery:
         return await self._metadata.get(request)
 
 
-def _metadata(issuer: str) -> dict[str, str | list[str]]:
+def metadata(issuer: str) -> dict[str, str | list[str]]:
+    """RFC 8414, section 2."""
     base = issuer.rstrip("/")
     return {
         "issuer": issuer,

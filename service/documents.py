@@ -6,7 +6,7 @@ Knows nothing of what a document says. Nothing here goes on record.
 import hashlib
 from collections.abc import Mapping
 
-from aiohttp import ETag, web
+from aiohttp import web
 from attrs import field, frozen
 
 from service import contract
@@ -30,18 +30,21 @@ class Document:
     async def get(self, request: web.Request) -> web.Response:
         request_id = new_request_id()
         if request.method not in ("GET", "HEAD"):
-            refusal = answer(contract.ONLY_TO_BE_READ, request_id)
-            refusal.headers["Allow"] = "GET, HEAD"
-            return refusal
+            return only_to_be_read(request_id)
         fields = headers(request_id)
         fields["Cache-Control"] = self.cache_control
         fields["Content-Type"] = self.content_type
+        fields["ETag"] = f'"{self.etag}"'
         fields.extend(self.more)
         known = [tag.value for tag in request.if_none_match or ()]
         if self.etag in known or "*" in known:
             del fields["Content-Type"]
-            response = web.Response(status=304, headers=fields)
-        else:
-            response = web.Response(body=self.body, headers=fields)
-        response.etag = ETag(self.etag)
-        return response
+            return web.Response(status=304, headers=fields)
+        return web.Response(body=self.body, headers=fields)
+
+
+def only_to_be_read(request_id: str) -> web.Response:
+    """The answer to every other method."""
+    refusal = answer(contract.ONLY_TO_BE_READ, request_id)
+    refusal.headers["Allow"] = "GET, HEAD"
+    return refusal
