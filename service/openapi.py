@@ -121,7 +121,7 @@ def _auth(path: str, refused: Json) -> Json:
     granted = _exactly(status={"const": "success"}, token=_JWT)
     return {
         "operationId": path.strip("/").replace("/", "-") + ("-slash" if path.endswith("/") else ""),
-        "summary": "A token for an account and its secret",
+        "summary": "A token for an account and its secret" if path == PATHS[0] else f"The same as {PATHS[0]}",
         "tags": ["Tokens"],
         "parameters": _TRACING,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
