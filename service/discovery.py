@@ -4,7 +4,7 @@ A body is made when it changes and not when it is asked for. Nothing here goes o
 """
 
 import json
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -31,7 +31,8 @@ class Discovery:
         self._keys = keys
         self._jwks = Document(keys.jwks, self._cache_control)
         self._metadata = Document(json.dumps(metadata(issuer)).encode(), self._cache_control)
-        self._issuer_path = unquote(urlsplit(issuer).path.rstrip("/"))
+        _, slash, path = issuer.partition("://")[2].rstrip("/").partition("/")
+        self._issuer_path = unquote(slash + path)
 
     async def jwks(self, request: web.Request) -> web.Response:
         if self._jwks.body is not self._keys.jwks:

@@ -5,6 +5,7 @@ the log. A service looks at that table a few times a second; who changed it, and
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from events.log import EventLog, LogUnavailable, Outcome, Write
 from events.records import Event, KeyActivated, KeyCreated, KeyRetired
 from events.sqlite import KeyRow, SqliteReader
 from service.keys import KeyFileError, KeyRing, SigningKey, create_signing_key, load_signing_key
+
+_KID = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7638, SHA-256
 
 LAG_US = 1_000_000  # within a second every service signs with the key that was activated
 
@@ -51,10 +54,10 @@ class KeyDesk:
         self._algorithm = algorithm
         self._ttl_us = ttl_seconds * 1_000_000
         self._operator = operator
+        self._made: dict[str, SigningKey] = {}  # by algorithm: not on record yet
 
     async def create(self, alg: str | None = None) -> SigningKey:
         """Make a key and publish it; it does not sign yet."""
-        # A crash here leaves a key file that no token was ever signed with.
         key = await self._make(alg or self._algorithm)
         now = self._clock()
         write = Write("create_key", {"kid": key.kid, "alg": key.alg, "now": now})
@@ -134,7 +137,7 @@ class KeyDesk:
         return deactivated_at + LAG_US + self._ttl_us
 
     def _find(self, kid: str) -> KeyRow:
-        key = self._reader.signing_key(kid)
+        key = self._reader.signing_key(kid) if _KID.fullmatch(kid) else None
         if key is None:
             raise NoSuchKey
         return key
@@ -144,7 +147,11 @@ class KeyDesk:
         load_signing_key(self._directory, key.kid, key.alg)
 
     async def _make(self, alg: str) -> SigningKey:
-        return await asyncio.to_thread(create_signing_key, self._directory, alg)
+        # A crash behind this leaves a key file that no token was ever signed with. A log that takes nothing for
+        # a while does not: the next try takes the same key.
+        if alg not in self._made:
+            self._made[alg] = await asyncio.to_thread(create_signing_key, self._directory, alg)
+        return self._made[alg]
 
     def _created(self, key: SigningKey, now: int) -> Event:
         return KeyCreated(recorded_at=timestamp(now), kid=key.kid, alg=key.alg, operator=self._operator)
@@ -166,6 +173,8 @@ class KeyDesk:
         outcome = await self._log.commit(events, write=write)
         if outcome is Outcome.FAILED:
             raise LogUnavailable
+        if outcome is Outcome.DONE:
+            self._made.clear()
         return outcome is Outcome.DONE
 
 
@@ -210,7 +219,7 @@ class Rotation:
             try:
                 await self._rotate()
             except KeyFileError as error:
-                self._report(error)
+                self._report("", error)
         await self.follow()
 
     async def follow(self) -> None:
@@ -223,7 +232,7 @@ class Rotation:
             try:
                 loaded[row.kid] = self._loaded.get(row.kid) or await self._load(row)
             except KeyFileError as error:
-                self._report(error)
+                self._report(row.kid, error)
         active = next((row.kid for row in rows if row.state == "active"), "")
         self._ring.turn(loaded.get(active, self._ring.active), list(loaded.values()))
         self._loaded = loaded
@@ -249,7 +258,7 @@ class Rotation:
         elif now >= max(due, coming.created_at + self._publish_before_us):
             await self._desk.rotate(coming, active)
 
-    def _report(self, error: KeyFileError) -> None:
-        if str(error) not in self._reported:
-            self._reported.add(str(error))
+    def _report(self, kid: str, error: KeyFileError) -> None:
+        if kid not in self._reported:
+            self._reported.add(kid)
             self._on_fault(error)

@@ -353,7 +353,10 @@ def test_state_is_rebuilt_from_events_alone(replay: Replay) -> None:
             "live_secrets": [{"version": 1, "expires_at": None}],
         }
     ]
-    assert found["keys"] == [{"kid": "k1", "alg": "EdDSA", "state": "active", "created_at": timestamp(NOW)}]
+    (key,) = found["keys"]
+    assert (key["kid"], key["alg"], key["state"]) == ("k1", "EdDSA", "active")
+    assert key["created_at"] == key["activated_at"] == timestamp(NOW)
+    assert key["retired_at"] is key["published_until"] is None
 
 
 def test_state_as_a_table_has_counts_keys_and_accounts(replay: Replay) -> None:

@@ -62,6 +62,13 @@ class Place:
         finally:
             reader.close()
 
+    def live_keys(self, now: int) -> list[KeyRow]:
+        reader = SqliteReader(self.path)
+        try:
+            return reader.live_keys(now)
+        finally:
+            reader.close()
+
 
 @pytest.fixture(params=[pytest.param(Place, id="sqlite")])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:

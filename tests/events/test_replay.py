@@ -20,6 +20,7 @@ from events.records import (
     Event,
     KeyActivated,
     KeyCreated,
+    KeyRetired,
     RequestFailed,
     RequestRejected,
     SecretFailed,
@@ -274,6 +275,11 @@ def claim_of(version: int) -> list[Any]:
 
 
 KEY = {"recorded_at": AT, "kid": "k1", "alg": "EdDSA"}
+USED: list[Event] = [KeyCreated(**KEY), KeyActivated(**KEY)]
+
+
+def key_retired(until: int | None = None) -> Event:
+    return KeyRetired(**KEY, published_until=None if until is None else timestamp(until))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +299,27 @@ KEY = {"recorded_at": AT, "kid": "k1", "alg": "EdDSA"}
         pytest.param([CREATED, SUSPENDED, *attempt(1, *CLAIMING)], "claims an account", id="claimed-though-suspended"),
         pytest.param([CREATED, *claim_of(2)], "claims an account", id="claimed-with-a-second-secret"),
         pytest.param([KeyCreated(**KEY), KeyCreated(**KEY)], "creates a key that there is", id="key-created-twice"),
-        pytest.param([KeyActivated(**KEY)], "activates a key that there is not", id="key-never-created"),
+        pytest.param([KeyActivated(**KEY)], "changes a key that there is not", id="key-never-created"),
+        pytest.param(
+            [KeyCreated(**KEY), KeyActivated(**KEY | {"alg": "RS256"})],
+            "a key for EdDSA as one for RS256",
+            id="key-alg",
+        ),
+        pytest.param([*USED, KeyActivated(**KEY)], "activates a key that is active", id="key-activated-twice"),
+        pytest.param([*USED, key_retired(NOW)], "retires a key that is active", id="key-retired-while-active"),
+        pytest.param([*USED, key_retired()], "retires a key that is active", id="key-withdrawn-while-active"),
+        pytest.param(
+            [USED[0], key_retired(5), key_retired(5)], "retires a key that is retired", id="key-retired-twice"
+        ),
+        pytest.param(
+            [USED[0], key_retired(), key_retired()], "retires a key that is withdrawn", id="key-withdrawn-twice"
+        ),
+        pytest.param(
+            [USED[0], key_retired(5), USED[1]], "activates a key that is retired", id="key-back-from-retirement"
+        ),
+        pytest.param(
+            [USED[0], KeyRetired(**KEY, published_until="soon")], "a time that is none", id="key-published-until-when"
+        ),
     ],
 )
 def test_a_change_that_could_not_have_happened_is_a_fault(events: list[Event], what: str) -> None:
@@ -304,11 +330,27 @@ def test_a_change_that_could_not_have_happened_is_a_fault(events: list[Event], w
 
 def test_the_newest_activated_key_is_the_active_one() -> None:
     other = KEY | {"kid": "k2"}
-    replay = replayed(KeyCreated(**KEY), KeyActivated(**KEY), KeyCreated(**other), KeyActivated(**other))
+    replay = replayed(*USED, KeyCreated(**other), KeyActivated(**other))
     assert list(replay.keys.values()) == [
-        KeyState("k1", "EdDSA", "published", NOW),
-        KeyState("k2", "EdDSA", "active", NOW),
+        KeyState("k1", "EdDSA", "published", NOW, activated_at=NOW, deactivated_at=NOW),
+        KeyState("k2", "EdDSA", "active", NOW, activated_at=NOW),
     ]
+
+
+@pytest.mark.parametrize(
+    ("retirements", "state", "until"),
+    [
+        pytest.param([key_retired(9)], "retired", 9, id="retired"),
+        pytest.param([key_retired()], "withdrawn", None, id="withdrawn"),
+        pytest.param([key_retired(9), key_retired()], "withdrawn", None, id="retired-and-withdrawn"),
+    ],
+)
+def test_a_key_that_signs_no_more_is_retired_or_withdrawn(
+    retirements: list[Event], state: str, until: int | None
+) -> None:
+    other = KEY | {"kid": "k2"}
+    key = replayed(*USED, KeyCreated(**other), KeyActivated(**other), *retirements).keys["k1"]
+    assert (key.state, key.retired_at, key.published_until) == (state, NOW, until)
 
 
 @pytest.mark.parametrize(

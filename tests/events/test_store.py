@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
+from attrs import astuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -238,14 +239,107 @@ async def test_a_write_is_done_with_its_events_or_lost_without_them(
     assert place.bodies() == (bodies(attempt(1, *GRANT)) if outcome is DONE else [])
 
 
-async def test_a_new_key_is_the_active_one_and_a_known_one_changes_nothing(place: Place, store: Store) -> None:
-    for kid, outcome in [("a", DONE), ("b", DONE), ("a", LOST)]:
-        assert await store.append(Batch([part(started(), activate(kid, now=ord(kid)))])) == [outcome]
-    assert [(key.kid, key.alg, key.state, key.created_at) for key in place.signing_keys()] == [
-        ("a", "EdDSA", "published", 97),
-        ("b", "EdDSA", "active", 98),
-    ]
-    assert place.bodies() == bodies(started(), started())
+def key_write(name: str, kid: str, now: int, **more: str | int | None) -> Write:
+    return Write(name, {"kid": kid, "alg": "EdDSA", "now": now, **more})
+
+
+def rotate_key(kid: str, replaced: str) -> Write:
+    return key_write("rotate_key", kid, 5, replaced=replaced, published_until=50)
+
+
+def retire_key(kid: str, deactivated_at: int | None = None) -> Write:
+    return key_write("retire_key", kid, 5, deactivated_at=deactivated_at, published_until=50)
+
+
+CREATE, ACTIVATE = key_write("create_key", "b", 2), key_write("activate_key", "b", 3)
+REPLACE = key_write("replace_key", "b", 5, replaced="a")
+WITHDRAW_A, WITHDRAW_B = key_write("withdraw_key", "a", 5), key_write("withdraw_key", "b", 5)
+
+# For each key: state, created_at, activated_at, deactivated_at, retired_at, published_until. Key "a" signs since 1.
+Keys = dict[str, tuple[str, int, int | None, int | None, int | None, int | None]]
+ONE: Keys = {"a": ("active", 1, 1, None, None, None)}
+TWO: Keys = {**ONE, "b": ("published", 2, None, None, None, None)}
+TURNED: Keys = {"a": ("published", 1, 1, 3, None, None), "b": ("active", 2, 3, None, None, None)}
+RETIRED: Keys = {**ONE, "b": ("retired", 2, None, None, 5, 50)}
+WITHDRAWN: Keys = {**ONE, "b": ("withdrawn", 2, None, None, 5, None)}
+
+KEY_CHANGES = [
+    pytest.param([], CREATE, DONE, TWO, id="create"),
+    pytest.param([CREATE], CREATE, LOST, TWO, id="create-again"),
+    pytest.param(
+        [],
+        activate("b", 2),
+        DONE,
+        {"a": ("published", 1, 1, 2, None, None), "b": ("active", 2, 2, None, None, None)},
+        id="create-and-activate",
+    ),
+    pytest.param([], activate("a", 2), LOST, ONE, id="create-and-activate-a-known-one"),
+    pytest.param([CREATE], ACTIVATE, DONE, TURNED, id="activate"),
+    pytest.param(
+        [CREATE, ACTIVATE],
+        key_write("activate_key", "a", 4),
+        DONE,
+        {"a": ("active", 1, 4, None, None, None), "b": ("published", 2, 3, 4, None, None)},
+        id="activate-the-former",
+    ),
+    pytest.param([CREATE, ACTIVATE], ACTIVATE, LOST, TURNED, id="activate-again"),
+    pytest.param([], ACTIVATE, LOST, ONE, id="activate-none"),
+    pytest.param([CREATE, retire_key("b")], ACTIVATE, LOST, RETIRED, id="activate-a-retired-one"),
+    pytest.param([CREATE], retire_key("b"), DONE, RETIRED, id="retire"),
+    pytest.param([CREATE, retire_key("b")], retire_key("b"), LOST, RETIRED, id="retire-again"),
+    pytest.param([], retire_key("a"), LOST, ONE, id="retire-the-active-one"),
+    pytest.param(
+        [CREATE, ACTIVATE],
+        retire_key("a", 3),
+        DONE,
+        {**TURNED, "a": ("retired", 1, 1, 3, 5, 50)},
+        id="retire-the-former",
+    ),
+    pytest.param([CREATE, ACTIVATE], retire_key("a", 2), LOST, TURNED, id="retire-one-that-signed-meanwhile"),
+    pytest.param([CREATE], WITHDRAW_B, DONE, WITHDRAWN, id="withdraw"),
+    pytest.param([CREATE, retire_key("b")], WITHDRAW_B, DONE, WITHDRAWN, id="withdraw-a-retired-one"),
+    pytest.param([CREATE, WITHDRAW_B], WITHDRAW_B, LOST, WITHDRAWN, id="withdraw-again"),
+    pytest.param([], WITHDRAW_A, LOST, ONE, id="withdraw-the-active-one"),
+    pytest.param(
+        [CREATE],
+        rotate_key("b", "a"),
+        DONE,
+        {"a": ("retired", 1, 1, 5, 5, 50), "b": ("active", 2, 5, None, None, None)},
+        id="rotate",
+    ),
+    pytest.param([CREATE, ACTIVATE], rotate_key("a", "a"), LOST, TURNED, id="rotate-one-that-does-not-sign"),
+    pytest.param([], rotate_key("b", "a"), LOST, ONE, id="rotate-to-none"),
+    pytest.param(
+        [],
+        REPLACE,
+        DONE,
+        {"a": ("withdrawn", 1, 1, 5, 5, None), "b": ("active", 5, 5, None, None, None)},
+        id="replace",
+    ),
+    pytest.param([CREATE, ACTIVATE], REPLACE, LOST, TURNED, id="replace-one-that-does-not-sign"),
+    pytest.param([CREATE], REPLACE, FAILED, TWO, id="replace-by-a-known-one"),
+]
+
+
+@pytest.mark.parametrize(("before", "write", "outcome", "after"), KEY_CHANGES)
+async def test_a_key_is_changed_with_its_events_or_neither_is(
+    before: list[Write], write: Write, outcome: Outcome, after: Keys, place: Place, store: Store
+) -> None:
+    for earlier in [activate("a", 1), *before]:
+        assert await store.append(Batch([part([], earlier)])) == [DONE]
+    assert await store.append(Batch([part(started(), write)])) == [outcome]
+    assert {key.kid: astuple(key)[2:] for key in place.signing_keys()} == after
+    assert {key.alg for key in place.signing_keys()} == {"EdDSA"}
+    assert place.bodies() == (bodies(started()) if outcome is DONE else [])
+
+
+async def test_keys_that_verify_are_those_that_are_published_or_not_long_retired(place: Place, store: Store) -> None:
+    for write in (activate("c", 1), key_write("create_key", "b", 2), key_write("create_key", "a", 2), retire_key("b")):
+        assert await store.append(Batch([part([], write)])) == [DONE]
+    await store.append(Batch([part([], key_write("create_key", "d", 9)), part([], key_write("withdraw_key", "d", 9))]))
+    assert [key.kid for key in place.signing_keys()] == ["c", "a", "b", "d"]
+    assert [key.kid for key in place.live_keys(49)] == ["c", "a", "b"]
+    assert [key.kid for key in place.live_keys(50)] == ["c", "a"]
 
 
 def keep(size: int, note: str) -> Write:
@@ -301,8 +395,9 @@ async def test_tiles_of_tiles_are_kept_too(place: Place, store: Store) -> None:
 
 
 def test_every_write_is_in_these_tables() -> None:
-    tried = {write.name for change in CHANGES for write in change.values if isinstance(write, Write)}
-    assert tried | {activate("a", 0).name, keep(0, "").name} == set(_WRITES)
+    tables = [*CHANGES, *KEY_CHANGES]
+    tried = {write.name for change in tables for write in change.values if isinstance(write, Write)}
+    assert tried | {keep(0, "").name} == set(_WRITES)
 
 
 @pytest.mark.parametrize(

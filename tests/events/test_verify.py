@@ -295,8 +295,12 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         pytest.param(["DELETE FROM secrets"], None, ACCOUNT, id="secret-gone"),
         pytest.param(["UPDATE signing_keys SET state = 'published'"], None, "key k1", id="key-not-active"),
         pytest.param(
-            ["INSERT INTO signing_keys VALUES ('k0', 'EdDSA', 'published', 0)"], None, "key k0", id="key-added"
+            ["INSERT INTO signing_keys (kid, alg, state, created_at) VALUES ('k0', 'EdDSA', 'published', 0)"],
+            None,
+            "key k0",
+            id="key-added",
         ),
+        pytest.param(["UPDATE signing_keys SET published_until = 9"], None, "key k1", id="key-published-until"),
     ],
 )
 def test_the_first_place_that_does_not_hold_is_named(
