@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +24,7 @@ from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
 from events.records import KeyActivated, KeyCreated, ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
 from service import contract, logs
-from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
+from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, forget_revocations, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
 from service.clock import wall_clock
 from service.config import Settings
@@ -39,9 +40,11 @@ from service.handler import (
     refused_by_parser,
     token_handler,
 )
-from service.keys import KeyRing, create_signing_key, load_signing_key, secrets_key
+from service.keys import KeyRing, create_signing_key, load_signing_key, secrets_key, signed
 from service.model import TokenProfile
+from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.pipeline import Deps
+from service.tokens import Tokens
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
@@ -167,6 +170,7 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
             # A log that is not there now will be; until then expired secrets are refused all the same.
             with suppress(LogUnavailable, StoreError):
                 await retire_expired(app[LOG], app[READER], app[CLOCK])
+                await forget_revocations(app[LOG], app[READER], app[CLOCK])
             await asyncio.sleep(RETIRE_SECONDS)
 
     task = asyncio.create_task(retire())
@@ -180,6 +184,9 @@ async def _routes(app: web.Application) -> None:
     oauth = attrs.evolve(deps, answers=app[OAUTH])
     posts: dict[str, Handler] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
     posts[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
+    tokens = Tokens(partial(signed, keys=app[KEYS]), app[READER].is_revoked, app[ACCOUNTS], deps.profile, clock)
+    endpoints = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
+    posts |= {INTROSPECT_PATH: endpoints.introspect, REVOKE_PATH: endpoints.revoke}
     app[POSTS] = posts
     for path, handler in posts.items():
         resource = app.router.add_resource(path)

@@ -66,10 +66,16 @@ def new_request_id() -> str:
     return f"{high:016x}{low:016x}"
 
 
+def answer_headers(request_id: str) -> CIMultiDict[str]:
+    """What stands in the headers of every answer."""
+    found = _HEADERS.copy()
+    found["X-Request-ID"] = request_id
+    return found
+
+
 def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
-    """The answer for a row of the table, or one beside it."""
-    headers = _HEADERS.copy()
-    headers["X-Request-ID"] = request_id
+    """The answer for a row of the tables, or one beside them."""
+    headers = answer_headers(request_id)
     if row.status == 401:
         scheme = "Basic" if row.error == "invalid_client" else "Bearer"
         headers["WWW-Authenticate"] = f'{scheme} realm="{contract.REALM}"'

@@ -12,14 +12,16 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import orjson
-from attrs import field, frozen, mutable
+from attrs import field, frozen
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from jwt import PyJWS
+from jwt import PyJWK, PyJWS, PyJWTError
 from jwt.algorithms import get_default_algorithms
+from jwt.utils import base64url_decode
 
 from events.checkpoint import CheckpointError, Signer, Verifier
 
@@ -70,15 +72,47 @@ class SigningKey:
     def check(self) -> None:
         """Sign and verify once, by PyJWT's own rules. Raises what it raises for a key of the wrong kind or too weak."""
         _JWS.encode(b"{}", self.material, self.alg)
-        public = self.material if isinstance(self.material, bytes) else self.material.public_key()
-        _JWS.decode(self.sign(b"{}"), public, algorithms=[self.alg])
+        _JWS.decode(self.sign(b"{}"), self.verifier(), algorithms=[self.alg])
+
+    def verifier(self) -> PyJWK:
+        """What `jwt.decode` takes as key, with the one algorithm that it is for."""
+        return PyJWK(_jwk(self.alg, self.material), self.alg)
 
 
-@mutable
 class KeyRing:
-    """The key that signs now."""
+    """The key that signs now, and verifies."""
 
-    active: SigningKey
+    def __init__(self, active: SigningKey) -> None:
+        self.active = active
+        self._verifiers = {active.kid: active.verifier()}
+
+    def verifier(self, kid: str) -> PyJWK | None:
+        """The key that verifies tokens of `kid`, for `jwt.decode`; `None` if it does not any more, or never did."""
+        return self._verifiers.get(kid)
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    """Of every token of ours, and nothing beside it: a `crit`, a `jwk` or a `jku` is not even looked at."""
+
+    alg: str
+    kid: str
+    typ: Literal["at+jwt"]
+
+
+def signed(token: str, keys: KeyRing) -> bytes | None:
+    """What a token says, to the byte; `None` where it is no access token that a key of `keys` signed.
+
+    The header names the key and chooses nothing: the algorithm is the key's own.
+    """
+    try:
+        header = msgspec.json.decode(base64url_decode(token.partition(".")[0]), type=_Header)
+        key = keys.verifier(header.kid)
+        if key is None or header.alg != key.algorithm_name:
+            return None
+        payload: bytes = _JWS.decode(token, key, algorithms=[key.algorithm_name])
+    except (msgspec.DecodeError, PyJWTError, ValueError):
+        return None
+    return payload
 
 
 _GENERATE: dict[str, Callable[[], Any]] = {
@@ -180,10 +214,14 @@ def _private_pem(key: Any) -> bytes:
 
 def _thumbprint(alg: str, material: Any) -> str:
     """RFC 7638: SHA-256 over the JWK's required members, sorted, without white space."""
+    return _segment(hashlib.sha256(_json(_jwk(alg, material))).digest()).decode("ascii")
+
+
+def _jwk(alg: str, material: Any) -> dict[str, str]:
+    """The required members of the JWK that verifies, and no other."""
     public = material if isinstance(material, bytes) else material.public_key()
     jwk = _ALGORITHMS[alg].to_jwk(public, as_dict=True)
-    required = {name: jwk[name] for name in ("crv", "e", "k", "kty", "n", "x", "y") if name in jwk}
-    return _segment(hashlib.sha256(_json(required)).digest()).decode("ascii")
+    return {name: jwk[name] for name in ("crv", "e", "k", "kty", "n", "x", "y") if name in jwk}
 
 
 def _segment(data: bytes) -> bytes:
