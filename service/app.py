@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -24,7 +25,7 @@ from events.log import EventLog, LogUnavailable, StoreError
 from events.records import ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
 from service import contract, docs, logs, openapi
-from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
+from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, forget_revocations, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
 from service.clock import wall_clock
 from service.config import Settings
@@ -42,10 +43,12 @@ from service.handler import (
     refused_by_parser,
     token_handler,
 )
-from service.keys import KeyRing, load_signing_key, secrets_key
+from service.keys import KeyRing, load_signing_key, secrets_key, signed
 from service.model import TokenProfile
+from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.pipeline import Deps
 from service.rotation import KeyDesk, Rotation, Schedule
+from service.tokens import Tokens
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
@@ -184,6 +187,7 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
             # A log that is not there now will be; until then expired secrets are refused all the same.
             with suppress(LogUnavailable, StoreError):
                 await retire_expired(app[LOG], app[READER], app[CLOCK])
+                await forget_revocations(app[LOG], app[READER], app[CLOCK])
             await asyncio.sleep(RETIRE_SECONDS)
 
     task = asyncio.create_task(retire())
@@ -197,6 +201,9 @@ async def _routes(app: web.Application) -> None:
     oauth = attrs.evolve(deps, answers=app[OAUTH])
     posts: dict[str, Handler] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
     posts[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
+    tokens = Tokens(partial(signed, keys=app[KEYS]), app[READER].is_revoked, app[ACCOUNTS], deps.profile, clock)
+    endpoints = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
+    posts |= {INTROSPECT_PATH: endpoints.introspect, REVOKE_PATH: endpoints.revoke}
     app[POSTS] = posts
     for path, handler in posts.items():
         resource = app.router.add_resource(path)

@@ -93,6 +93,11 @@ OAUTH: tuple[Row, ...] = (
     Row((), "unexpected",              400, "server_error", _GENERATING),
     Row((), "audit_unavailable",       400, "server_error", _GENERATING),
     Row(_A + _S, "overloaded",         503, "server_error", _GENERATING),
+    # At /introspect and /revoke alone.
+    Row((), "missing_token",           400, "invalid_request", "The request is missing a token."),
+    Row((), "account_unclaimed",       401, "invalid_client", _NOT_AUTHENTICATED),
+    Row((), "not_the_callers",         400, "unauthorized_client", "The client may not revoke this token."),
+    Row((), "revocation_failed",       400, "server_error", "Error in revoking token!"),
 )
 # fmt: on
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from attrs import field, frozen
 
 from service import contract
-from service.handler import answer, headers, new_request_id
+from service.handler import answer, answer_headers, new_request_id
 
 
 @frozen
@@ -31,7 +31,7 @@ class Document:
         request_id = new_request_id()
         if request.method not in ("GET", "HEAD"):
             return only_to_be_read(request_id)
-        fields = headers(request_id)
+        fields = answer_headers(request_id)
         fields["Cache-Control"] = self.cache_control
         fields["Content-Type"] = self.content_type
         fields["ETag"] = f'"{self.etag}"'

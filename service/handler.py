@@ -66,7 +66,7 @@ def new_request_id() -> str:
     return f"{high:016x}{low:016x}"
 
 
-def headers(request_id: str) -> CIMultiDict[str]:
+def answer_headers(request_id: str) -> CIMultiDict[str]:
     """What stands in the headers of every answer."""
     found = _HEADERS.copy()
     found["X-Request-ID"] = request_id
@@ -74,8 +74,8 @@ def headers(request_id: str) -> CIMultiDict[str]:
 
 
 def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
-    """The answer for a row of the table, or one beside it."""
-    fields = headers(request_id)
+    """The answer for a row of the tables, or one beside them."""
+    fields = answer_headers(request_id)
     if row.status == 401:
         scheme = "Basic" if row.error == "invalid_client" else "Bearer"
         fields["WWW-Authenticate"] = f'{scheme} realm="{contract.REALM}"'
@@ -107,7 +107,7 @@ class AuthHandler:
         _log(self._log, arrival.request_id, found)
         if found.row is None:
             body = self.granted % found.token.encode("ascii")
-            return web.Response(body=body, headers=headers(arrival.request_id))
+            return web.Response(body=body, headers=answer_headers(arrival.request_id))
         response = answer(found.row, arrival.request_id, found.detail)
         if raw.too_large or not raw.complete:
             response.force_close()  # where this request ends and the next begins, nobody has seen

@@ -3,6 +3,7 @@
 No stage sees a header, a row or a connection: it takes these values and returns one.
 """
 
+from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,6 +52,12 @@ class Claim:
     user_id: str | None = None
 
 
+class Role(StrEnum):
+    """What an account may do beyond asking for tokens of its own."""
+
+    VERIFIER = "verifier"  # may ask about any account's tokens
+
+
 @frozen
 class StoredSecret:
     """A live secret of an account; `version` counts from 1."""
@@ -67,6 +74,7 @@ class StoredAccount:
     suspended: bool
     claimable: bool
     secrets: tuple[StoredSecret, ...]
+    role: str | None = None
 
 
 @frozen

@@ -12,7 +12,8 @@ from service import contract
 from service.contract import Row
 from service.discovery import JWKS_PATH, METADATA_PATH, metadata
 from service.documents import only_to_be_read
-from service.handler import PATHS, TOKEN_PATH, answer, headers
+from service.handler import PATHS, TOKEN_PATH, answer, answer_headers
+from service.oauth import INTROSPECT_PATH, REVOKE_PATH
 
 Json = dict[str, Any]
 
@@ -21,12 +22,24 @@ PARAMETERS = {"repeated_parameter": "secret", "unsupported_parameter": "colour"}
 """The parameter that an example names, where the text names one."""
 
 
+# Reasons of `contract.OAUTH` that not every one of its endpoints has.
+_GRANT = {
+    *("missing_grant_type", "unsupported_grant_type", "user_id_not_object_id", "payload_failed", "encode_failed"),
+    *("claim_lost", "secret_derive_failed", "secret_write_failed"),
+}
+_REVOCATION = {"not_the_callers", "revocation_failed"}
+_NO_GRANT = {"missing_token", "account_unclaimed"} | _REVOCATION
+
+
 def describe(issuer: str, version: str, auth: Sequence[Row], oauth: Sequence[Row]) -> Json:
     """The document. `auth` and `oauth` are the rows of `contract.TABLE` and `contract.OAUTH` as configured."""
     unexpected = next(row for row in auth if row.reason == "unexpected")
+    beside = (contract.UNPARSABLE, contract.OAUTH_METHOD_NOT_ALLOWED)
     responses = {
         "Auth": _refusals([*auth, contract.UNPARSABLE, contract.METHOD_NOT_ALLOWED]),
-        "OAuth": _refusals([*oauth, contract.UNPARSABLE, contract.OAUTH_METHOD_NOT_ALLOWED]),
+        "Token": _refusals([*(row for row in oauth if row.reason not in _NO_GRANT), *beside]),
+        "Introspect": _refusals([*(row for row in oauth if row.reason not in _GRANT | _REVOCATION), *beside]),
+        "Revoke": _refusals([*(row for row in oauth if row.reason not in _GRANT), *beside]),
         "Read": _refusals([contract.UNPARSABLE, unexpected, contract.ONLY_TO_BE_READ]),
     }
     refused = {name: _references(name, found) for name, found in responses.items()}
@@ -47,7 +60,9 @@ def describe(issuer: str, version: str, auth: Sequence[Row], oauth: Sequence[Row
         "servers": [{"url": issuer.rstrip("/")}],
         "paths": {
             **{path: {"post": _auth(path, refused["Auth"])} for path in PATHS},
-            TOKEN_PATH: {"post": _token(refused["OAuth"])},
+            TOKEN_PATH: {"post": _token(refused["Token"])},
+            INTROSPECT_PATH: {"post": _introspect(refused["Introspect"])},
+            REVOKE_PATH: {"post": _revoke(refused["Revoke"])},
             JWKS_PATH: read("The keys that verify tokens: RFC 7517", _JWKS),
             METADATA_PATH: read("Where everything is: RFC 8414", _exactly(**_constants(metadata(issuer)))),
             PATH: read("This document", {"type": "object", "required": ["openapi", "info", "paths"]}),
@@ -120,40 +135,70 @@ def _auth(path: str, refused: Json) -> Json:
     example = {"account": "5723073937d63a18396a1bae", "secret": "hubble"}
     granted = _exactly(status={"const": "success"}, token=_JWT)
     return {
-        "operationId": path.strip("/").replace("/", "-") + ("-slash" if path.endswith("/") else ""),
         "summary": "A token for an account and its secret" if path == PATHS[0] else f"The same as {PATHS[0]}",
         "tags": ["Tokens"],
         "parameters": _TRACING,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example}}},
-        "responses": {"200": _success("The token is granted.", granted, headers("")), **refused},
+        "responses": {"200": _success("The token is granted.", granted), **refused},
     }
 
 
 def _token(refused: Json) -> Json:
-    body = {
-        "type": "object",
-        "properties": {
-            "grant_type": {"const": "client_credentials"},
-            "client_id": {**_OBJECT_ID, "description": "The account, where no header names it."},
-            "client_secret": {**_SECRET, "description": "Its secret, where no header has it."},
-            "user_id": {**_OBJECT_ID, "description": "Makes the token user-specific."},
-        },
-        "required": ["grant_type"],
-    }
     granted = _exactly(
         access_token=_JWT,
         token_type={"const": "Bearer"},
         expires_in={"type": "integer", "minimum": 1, "description": "Seconds."},
     )
     return {
-        **_form("token", "A token by the client credentials grant: RFC 6749, section 4.4", body),
-        "responses": {"200": _success("The token is granted.", granted, headers("")), **refused},
+        **_form(
+            "A token by the client credentials grant: RFC 6749, section 4.4",
+            {"grant_type": {"const": "client_credentials"}},
+            {"user_id": {**_OBJECT_ID, "description": "Makes the token user-specific."}},
+        ),
+        "responses": {"200": _success("The token is granted.", granted), **refused},
     }
 
 
-def _form(name: str, summary: str, body: Json) -> Json:
+def _introspect(refused: Json) -> Json:
+    inactive = _exactly(active={"const": False})
+    seconds = {"type": "integer", "minimum": 0}
+    text = {"type": "string"}
+    active = _exactly(
+        active={"const": True},
+        **dict.fromkeys(("iss", "sub", "aud"), text),
+        **dict.fromkeys(("client_id", "account"), _OBJECT_ID),
+        **dict.fromkeys(("iat", "nbf", "exp"), seconds),
+        jti={"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        token_type={"const": "Bearer"},
+    )
+    active["properties"] |= {"user_id": _OBJECT_ID}
     return {
-        "operationId": name,
+        **_form("What a token is worth now: RFC 7662", *_TOKEN),
+        "responses": {"200": _success("What it is worth.", {"oneOf": [active, inactive]}), **refused},
+    }
+
+
+def _revoke(refused: Json) -> Json:
+    return {
+        **_form("Let a token be worth nothing: RFC 7009", *_TOKEN),
+        "responses": {"200": _success("It is worth nothing now, or never was anything.", _exactly()), **refused},
+    }
+
+
+_TOKEN: tuple[Json, Json] = (
+    {"token": {"type": "string", "minLength": 1}},
+    {"token_type_hint": {"type": "string", "description": "Not looked at."}},
+)
+
+
+def _form(summary: str, required: Json, optional: Json) -> Json:
+    """A form by a client. What it holds beside the parameters is ignored: RFC 6749, section 3.2."""
+    credentials = {
+        "client_id": {**_OBJECT_ID, "description": "The account, where no header names it."},
+        "client_secret": {**_SECRET, "description": "Its secret, where no header has it."},
+    }
+    body = {"type": "object", "properties": required | credentials | optional, "required": list(required)}
+    return {
         "summary": summary,
         "tags": ["Tokens"],
         "security": [{"client": []}, {}],
@@ -199,13 +244,13 @@ _JWKS = _exactly(keys={"type": "array", "items": _JWK})
 
 
 def _get(summary: str, schema: Json, refused: Json) -> Json:
-    found = _success("The document.", schema, headers(""))
+    found = _success("The document.", schema)
     found["headers"] |= _OF_DOCUMENTS
     return _read(summary, {"200": found, "304": _KNOWN, **refused})
 
 
 def _head(summary: str, refused: Json) -> Json:
-    found = {"description": "The document is there.", "headers": _headers(headers("")) | _OF_DOCUMENTS}
+    found = {"description": "The document is there.", "headers": _headers(answer_headers("")) | _OF_DOCUMENTS}
     return _read(f"{summary}: the headers alone", {"200": found, "304": _KNOWN, **refused})
 
 
@@ -213,10 +258,10 @@ def _read(summary: str, responses: Json) -> Json:
     return {"summary": summary, "tags": ["Documents"], "parameters": [_IF_NONE_MATCH], "responses": responses}
 
 
-def _success(description: str, schema: Json, fields: Mapping[str, str]) -> Json:
+def _success(description: str, schema: Json) -> Json:
     return {
         "description": description,
-        "headers": _headers(fields),
+        "headers": _headers(answer_headers("")),
         "content": {"application/json": {"schema": schema}},
     }
 
@@ -270,4 +315,4 @@ def _headers(fields: Mapping[str, str]) -> Json:
 
 
 _OF_DOCUMENTS: Json = {"ETag": {"$ref": "#/components/headers/ETag"}, "Cache-Control": _CACHED}
-_KNOWN: Json = {"description": "The caller has it already.", "headers": _headers(headers("")) | _OF_DOCUMENTS}
+_KNOWN: Json = {"description": "The caller has it already.", "headers": _headers(answer_headers("")) | _OF_DOCUMENTS}

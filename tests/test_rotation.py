@@ -36,7 +36,7 @@ def clock() -> Clock:
 def rows(running: Running) -> list[KeyRow]:
     reader = SqliteReader(running.database)
     try:
-        assert verify(reader).fault is None
+        assert verify(reader, None).fault is None
         return reader.signing_keys()
     finally:
         reader.close()

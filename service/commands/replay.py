@@ -74,7 +74,7 @@ ATTEMPT_COLUMNS = (
     "duration_us",
 )
 EVENT_COLUMNS = ("seq", "recorded_at", "type", "request_id", "account", "user_id", "stage", "reason")
-ACCOUNT_COLUMNS = ("account", "status", "created_at", "claim_until", "secret_version", "live_secrets")
+ACCOUNT_COLUMNS = ("account", "status", "role", "created_at", "claim_until", "secret_version", "live_secrets")
 VERIFY_COLUMNS = ("holds", "events", *TERMINAL.values(), "open", "fault_seq", "fault")
 
 FOLLOW_SECONDS = 0.2
@@ -485,6 +485,7 @@ def _account_members(replay: Replay, account: str, now: int) -> dict[str, Any]:
     return {
         "account": found.account,
         "status": found.status,
+        "role": found.role,
         "created_at": timestamp(found.created_at),
         "claim_until": None if found.claim_until is None else timestamp(found.claim_until),
         "secret_version": found.secret_version,

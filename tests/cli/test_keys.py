@@ -43,7 +43,7 @@ def keys(tmp_path: Path) -> Keys:
         database = tmp_path / "var" / "auth.db"
         if result.exit_code != 4:
             reader = SqliteReader(database)
-            assert verify(reader).fault is None
+            assert verify(reader, None).fault is None
             reader.close()
         return result
 
@@ -389,7 +389,7 @@ async def test_no_token_is_refused_and_no_request_fails_while_keys_change(
         assert len(kids) == 5
         assert service.stop() == 0
     reader = SqliteReader(tmp_path / "var" / "auth.db")
-    assert verify(reader).fault is None
+    assert verify(reader, None).fault is None
     reader.close()
     granted = [event for event in events(tmp_path / "var" / "auth.db") if event["type"] == "auth.granted"]
     assert len(granted) >= len(caller.tokens)

@@ -12,11 +12,11 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from service import docs, openapi
-from service.contract import NOT_FOUND, OAUTH, TABLE, UNPARSABLE, Answers, body
+from service.contract import NOT_FOUND, OAUTH, TABLE, UNPARSABLE, Answers, Row, body
 from service.handler import PATHS
 from tests.conftest import Start
 from tests.faults.test_table import FAULTS, VALIDATE, Fault
-from tests.harness import ACCOUNT, SECRET, Answer, Running, answers
+from tests.harness import ACCOUNT, JSON, OTHER_ACCOUNT, SECRET, USER, Answer, Running, answers
 from tests.http.test_oauth_token import MALFORMED
 
 Json = dict[str, Any]
@@ -78,20 +78,22 @@ async def check(running: Running, method: str, path: str, answer: Answer) -> Non
 
 # -- every answer that is documented --------------------------------------------------
 
-JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 AUTH = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
-TOKEN = f"grant_type=client_credentials&client_id={ACCOUNT}&client_secret={SECRET}".encode()
+CLIENT = f"client_id={ACCOUNT}&client_secret={SECRET}".encode()
 
 
-def good(path: str) -> tuple[bytes, dict[str, str]]:
-    return (AUTH, JSON) if path in PATHS else (TOKEN, FORM)
+def good(path: str, token: str = "x") -> tuple[bytes, dict[str, str]]:
+    if path in PATHS:
+        return AUTH, JSON
+    return CLIENT + (b"&grant_type=client_credentials" if path == "/oauth/token" else f"&token={token}".encode()), FORM
 
 
 async def granted(start: Start, method: str, path: str) -> tuple[Running, Answer]:
     running = await start()
     await running.add(secret=SECRET)
-    return running, await ask(running, method, path, *good(path))
+    token = (await running.authenticate(user_id=USER)).body["token"]
+    return running, await ask(running, method, path, *good(path, token))
 
 
 async def read(start: Start, method: str, path: str) -> tuple[Running, Answer]:
@@ -107,7 +109,7 @@ async def known(start: Start, method: str, path: str) -> tuple[Running, Answer]:
 
 async def empty(start: Start, method: str, path: str) -> tuple[Running, Answer]:
     running = await start()
-    return running, await ask(running, method, path, b"{}" if path in PATHS else b"", good(path)[1])
+    return running, await ask(running, method, path, b"{}" if path in PATHS else b"x&x", good(path)[1])
 
 
 async def unparsable(start: Start, method: str, path: str) -> tuple[Running, Answer]:
@@ -139,7 +141,7 @@ async def another_type(start: Start, method: str, path: str) -> tuple[Running, A
 
 async def too_many(start: Start, method: str, path: str) -> tuple[Running, Answer]:
     running = await start(secrets={"hash_queue": 1, "hash_workers": 1, "memory_kib": 16_384, "iterations": 2})
-    await running.add()
+    await running.add(secret="another")
     found = await asyncio.gather(*(ask(running, method, path, *good(path)) for _ in range(8)))
     return running, next(answer for answer in found if answer.status == 503)
 
@@ -201,6 +203,24 @@ async def test_a_refusal_of_a_form_is_documented(
     await check(running, "POST", "/oauth/token", await running.form("/oauth/token", fields, basic=basic))
 
 
+@pytest.mark.parametrize("path", ["/introspect", "/revoke"])
+async def test_what_a_client_hears_of_a_token_is_documented(running: Running, path: str) -> None:
+    await running.add(secret=SECRET)
+    await running.add(OTHER_ACCOUNT)
+    client = {"client_id": ACCOUNT, "client_secret": SECRET}
+    others = (await running.authenticate(account=OTHER_ACCOUNT)).body["token"]
+    foreign = await running.form(path, {**client, "token": others})
+    unknown = await running.form(path, {**client, "token": "x"})
+    missing = await running.form(path, client)
+    unclaimed = "f" * 24
+    await running.add(unclaimed)
+    nobody = await running.form(path, {**client, "client_id": unclaimed, "token": "x"})
+    for answer in (foreign, unknown, missing, nobody):
+        await check(running, "POST", path, answer)
+    assert [answer.status for answer in (unknown, missing, nobody)] == [200, 400, 401]
+    assert foreign.body == {"active": False} or foreign.body["error"] == "unauthorized_client"
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_failure_is_documented(start: Start, fault: Fault) -> None:
     running = await start(**fault.settings)
@@ -208,7 +228,8 @@ async def test_a_failure_is_documented(start: Start, fault: Fault) -> None:
     if fault.statement is not None:
         running.execute(fault.statement)
     await check(running, "POST", "/auth", await running.authenticate())
-    await check(running, "POST", "/oauth/token", await running.token())
+    for path in ("/oauth/token", "/introspect", "/revoke"):
+        await check(running, "POST", path, await ask(running, "POST", path, *good(path)))
 
 
 @pytest.mark.parametrize("status", [400, 500, 503])
@@ -224,22 +245,24 @@ async def test_the_document_is_that_of_the_service_as_it_is_configured(start: St
         await check(running, "POST", path, answer)
 
 
-@pytest.mark.parametrize(("path", "table"), [("/auth", TABLE), ("/oauth/token", OAUTH)])
+@pytest.mark.parametrize(("paths", "table"), [(PATHS, TABLE), (["/oauth/token", "/introspect", "/revoke"], OAUTH)])
 @pytest.mark.parametrize("uniform", [False, True])
 def test_every_row_is_an_example_of_its_status_and_fits_its_schema(
-    path: str, table: tuple[Any, ...], uniform: bool
+    paths: list[str], table: tuple[Row, ...], uniform: bool
 ) -> None:
     configured = Answers(500, uniform=uniform, table=table)
     rows = [configured.row(row.reason) for row in table]
-    others = TABLE if table is OAUTH else OAUTH
-    document = openapi.describe("http://x", "0", *((rows, others) if table is TABLE else (others, rows)))
+    document = openapi.describe("http://x", "0", *((rows, OAUTH) if table is TABLE else (TABLE, rows)))
     for row in rows:
-        found = resolved(document, document["paths"][path]["post"]["responses"][str(row.status)])
-        content = found["content"]["application/json"]
-        value = content["examples"][row.reason]["value"]
-        assert value == body(row, openapi.PARAMETERS.get(row.reason))
-        assert Draft202012Validator(content["schema"]).is_valid(value)
-        assert not Draft202012Validator(content["schema"]).is_valid({**value, "more": 1})
+        statuses = [document["paths"][path]["post"]["responses"].get(str(row.status), {}) for path in paths]
+        found = [resolved(document, response)["content"]["application/json"] for response in statuses if response]
+        found = [content for content in found if row.reason in content["examples"]]
+        assert found, row.reason
+        for content in found:
+            value = content["examples"][row.reason]["value"]
+            assert value == body(row, openapi.PARAMETERS.get(row.reason))
+            assert Draft202012Validator(content["schema"]).is_valid(value)
+            assert not Draft202012Validator(content["schema"]).is_valid({**value, "more": 1})
 
 
 async def test_there_is_nothing_at_other_paths_as_documented(running: Running) -> None:

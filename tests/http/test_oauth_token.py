@@ -411,4 +411,5 @@ async def test_uniform_answers_do_not_tell_an_unknown_client_from_a_wrong_secret
 def test_rows_of_the_table_have_a_case_each() -> None:
     cases = {str(case.values[0]) for case in MALFORMED} | {case.reason for case in CASES}
     elsewhere = {"content_type", "body_incomplete", "claim_lost", "overloaded", "unexpected"}
+    elsewhere |= {"missing_token", "account_unclaimed", "not_the_callers", "revocation_failed"}  # of other endpoints
     assert {row.reason for row in OAUTH} == cases | elsewhere
