@@ -199,9 +199,10 @@ class AccountEvent(Event, frozen=True, kw_only=True):
 
 
 class AccountCreated(AccountEvent, frozen=True, kw_only=True):
-    """`claim_until` is the end of the claim window, absent where claiming is forbidden."""
+    """`claim_until` is the end of the claim window, absent where claiming is forbidden, as `role` is without one."""
 
     claim_until: str | None = None
+    role: str | None = None
 
 
 class AccountSuspended(AccountEvent, frozen=True, kw_only=True):
@@ -229,6 +230,32 @@ class SecretRetired(AccountEvent, frozen=True, kw_only=True):
     """The secret `version` ended; its verifier is gone."""
 
     version: int
+
+
+# -- tokens ---------------------------------------------------------------------------
+
+
+class TokenRevoked(Event, frozen=True, kw_only=True):
+    """Its account took back the token `jti`, which would have lasted until `expires_at`, seconds since 1970."""
+
+    jti: str
+    account: str
+    expires_at: int
+
+
+class AccountTokensRevoked(AccountEvent, frozen=True, kw_only=True):
+    """No token of the account, or of its user alone, holds any more whose `iat` is not behind `before`, in seconds."""
+
+    before: int
+    user_id: str | None = None
+
+
+class ClientRejected(Event, frozen=True, kw_only=True):
+    """A request about a token was turned away at `endpoint`. `account` is whose it claimed to be, if well-formed."""
+
+    endpoint: str
+    reason: str
+    account: str | None = None
 
 
 # -- keys and the audit trail itself --------------------------------------------------

@@ -26,6 +26,7 @@ from events.records import (
     AccountRejected,
     AccountResumed,
     AccountSuspended,
+    AccountTokensRevoked,
     AccountVerified,
     AttemptEvent,
     AuthDenied,
@@ -55,6 +56,7 @@ from events.records import (
     ServiceStopped,
     TokenEncoded,
     TokenFailed,
+    TokenRevoked,
 )
 
 NO_END = "begins an attempt that has no terminal event"
@@ -199,6 +201,7 @@ class AccountState:
     created_at: int
     claim_until: int | None
     secret_version: int | None
+    role: str | None
     secrets: dict[int, int | None]
 
     def live_secrets(self, now: int) -> dict[int, int | None]:
@@ -292,7 +295,8 @@ def _claims(last: AttemptEvent, event: AttemptEvent) -> bool:
 
 @mutable
 class Replay(Counts):
-    """A log applied event by event, from its first. Holds accounts, keys and open attempts, never what has ended.
+    """A log applied event by event, from its first. Holds accounts, keys, revocations and open
+    attempts, never an attempt that has ended.
 
     `start_of` finds where a request began that is not open: it tells one that has ended from one that never was.
     """
@@ -301,6 +305,8 @@ class Replay(Counts):
     open: dict[str, Attempt] = field(factory=dict)
     accounts: dict[str, AccountState] = field(factory=dict)
     keys: dict[str, KeyState] = field(factory=dict)
+    revoked: dict[str, int] = field(factory=dict)  # the `exp` of each token taken back, by its `jti`
+    cutoffs: dict[tuple[str, str], int] = field(factory=dict)  # by account, and user or ""
     running_since: int | None = None  # the newest service.started with no service.stopped behind it
 
     @property
@@ -322,6 +328,9 @@ class Replay(Counts):
             self._change(seq, event, now)
         elif isinstance(event, KeyEvent):
             _change_key(self.keys, seq, event, now)
+        elif isinstance(event, TokenRevoked):
+            _expect(seq, event.account in self.accounts, "revokes a token of an account that there is not")
+            self.revoked[event.jti] = event.expires_at
         elif isinstance(event, ServiceStarted):
             self.running_since = seq
         elif isinstance(event, ServiceStopped):
@@ -354,7 +363,7 @@ class Replay(Counts):
             _expect(seq, event.account not in self.accounts, "creates an account that there is")
             _expect(seq, _OBJECT_ID.fullmatch(event.account) is not None, "has an account that is no ObjectId")
             claim_until = None if event.claim_until is None else _microseconds(seq, event.claim_until)
-            self.accounts[event.account] = AccountState(event.account, "active", now, claim_until, None, {})
+            self.accounts[event.account] = AccountState(event.account, "active", now, claim_until, None, event.role, {})
             return
         _expect(seq, event.account in self.accounts, "changes an account that there is not")
         account = self.accounts[event.account]
@@ -374,6 +383,9 @@ class Replay(Counts):
                 account.secrets[replaced] = now if until is None else _microseconds(seq, until)
             account.secrets[event.version] = None
             account.secret_version = event.version
+        elif isinstance(event, AccountTokensRevoked):
+            whose = event.account, event.user_id or ""
+            self.cutoffs[whose] = max(event.before, self.cutoffs.get(whose, event.before))
         else:
             assert isinstance(event, SecretRetired)
             # Not an error where it is gone: a rotation may name one that expired while it was prepared.
@@ -481,6 +493,16 @@ REASONS: dict[str, str] = {
     "unexpected": "something broke that should not",
     "audit_unavailable": "the audit log could not be written",
     "overloaded": "too many requests were waiting for a hash",
+    "body_not_form": "its body was not a form in UTF-8",
+    "missing_grant_type": "it named no grant_type",
+    "unsupported_grant_type": "its grant_type was not client_credentials",
+    "authorization_malformed": "its Authorization header held no client_id and client_secret",
+    "several_credentials": "it authenticated in more than one way",
+    "no_credentials": "it had neither client_id nor client_secret",
+    "missing_token": "it had no token",
+    "account_unclaimed": "the account had no secret yet",
+    "not_the_callers": "its token was another account's",
+    "revocation_failed": "the revocation could not be written",
 }
 """Why, for each reason code of the contract; follows "because"."""
 

@@ -72,7 +72,8 @@ CREATE TABLE accounts (
     status         TEXT NOT NULL CHECK (status IN ('active', 'suspended')),
     created_at     INTEGER NOT NULL,
     claim_until    INTEGER,
-    secret_version INTEGER
+    secret_version INTEGER,
+    role           TEXT CHECK (role IN ('verifier'))
 ) STRICT, WITHOUT ROWID;
 
 -- The one thing kept out of the log. `expires_at` is set while a secret overlaps its successor.
@@ -85,6 +86,23 @@ CREATE TABLE secrets (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX secrets_expires_at ON secrets (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Tokens taken back one by one, each until it would have expired: `expires_at` is in seconds, as the token's `exp` is.
+CREATE TABLE revoked_tokens (
+    jti        BLOB PRIMARY KEY,
+    expires_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX revoked_tokens_expires_at ON revoked_tokens (expires_at);
+
+-- Tokens taken back all at once: of an account, or of a user where `user_id` is not '', those whose `iat` is not
+-- behind `before`, in seconds.
+CREATE TABLE token_cutoffs (
+    account TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    before  INTEGER NOT NULL,
+    PRIMARY KEY (account, user_id)
+) STRICT, WITHOUT ROWID;
 
 -- `active` signs; `published` does not, yet or any more; `retired` verifies until `published_until`, and
 -- `withdrawn` no longer. `deactivated_at` is when another key took over from the one that signed.

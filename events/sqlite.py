@@ -104,12 +104,12 @@ _SIGN_NO_MORE = (
 _WRITES: dict[str, tuple[str, ...]] = {
     # The first statement is the guard: where it changes no row, the write is lost.
     "create_account": (
-        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version)"
-        " VALUES (:account, 'active', :now, :claim_until, NULL) ON CONFLICT DO NOTHING",
+        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role)"
+        " VALUES (:account, 'active', :now, :claim_until, NULL, :role) ON CONFLICT DO NOTHING",
     ),
     "create_account_with_secret": (
-        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version)"
-        " VALUES (:account, 'active', :now, :claim_until, 1) ON CONFLICT DO NOTHING",
+        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role)"
+        " VALUES (:account, 'active', :now, :claim_until, 1, :role) ON CONFLICT DO NOTHING",
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, 1, :verifier)",
     ),
     "suspend": ("UPDATE accounts SET status = 'suspended' WHERE account = :account AND status = 'active'",),
@@ -130,6 +130,18 @@ _WRITES: dict[str, tuple[str, ...]] = {
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, :version, :verifier)",
     ),
     "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :now",),
+    "revoke_token": (
+        "INSERT INTO revoked_tokens (jti, expires_at) VALUES (unhex(:jti), :expires_at) ON CONFLICT DO NOTHING",
+    ),
+    "revoke_tokens": (
+        "INSERT INTO token_cutoffs (account, user_id, before)"
+        " SELECT account, :user_id, :before FROM accounts WHERE account = :account"
+        " ON CONFLICT (account, user_id) DO UPDATE SET before = max(before, excluded.before)",
+    ),
+    "forget_revocations": (
+        "DELETE FROM revoked_tokens WHERE jti IN"
+        " (SELECT jti FROM revoked_tokens WHERE expires_at <= :now ORDER BY expires_at LIMIT 1000)",
+    ),
     "keep_checkpoint": ("INSERT INTO checkpoints (size, note) VALUES (:size, :note) ON CONFLICT DO NOTHING",),
     "create_key": (f"{_ADD_KEY} ON CONFLICT DO NOTHING",),
     "activate_new_key": (f"{_ADD_KEY} ON CONFLICT DO NOTHING", _SIGN_NO_MORE, _SIGN),
@@ -468,6 +480,7 @@ class AccountRow:
     created_at: int
     claim_until: int | None
     secret_version: int | None
+    role: str | None
 
 
 @frozen
@@ -484,7 +497,7 @@ class KeyRow:
     published_until: int | None
 
 
-_ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version"
+_ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version, role"
 _KEY_COLUMNS = "kid, alg, state, created_at, activated_at, deactivated_at, retired_at, published_until"
 _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
 
@@ -666,7 +679,7 @@ class SqliteReader:
         )
         if not rows:
             return None
-        return AccountRow(*rows[0][:5]), [SecretRow(*row[5:]) for row in rows if row[5] is not None]
+        return AccountRow(*rows[0][:6]), [SecretRow(*row[6:]) for row in rows if row[6] is not None]
 
     def accounts(self, after: str = "", limit: int = 1000) -> list[AccountRow]:
         """At most `limit` accounts whose id sorts behind `after`."""
@@ -681,7 +694,7 @@ class SqliteReader:
         Secrets that belong to no account come under one without a status.
         """
         rows = self._rows(
-            "SELECT account, coalesce(status, ''), coalesce(created_at, 0), claim_until, secret_version,"
+            "SELECT account, coalesce(status, ''), coalesce(created_at, 0), claim_until, secret_version, role,"
             "       version, expires_at"
             " FROM (SELECT account FROM accounts WHERE account > :after"
             "       UNION SELECT account FROM secrets WHERE account > :after ORDER BY account LIMIT :limit)"
@@ -689,8 +702,8 @@ class SqliteReader:
             {"after": after, "limit": limit},
         )
         return [
-            (account, {row[5]: row[6] for row in group if row[5] is not None})
-            for account, group in groupby(rows, lambda row: AccountRow(*row[:5]))
+            (account, {row[6]: row[7] for row in group if row[6] is not None})
+            for account, group in groupby(rows, lambda row: AccountRow(*row[:6]))
         ]
 
     def expired_secrets(self, now: int) -> list[tuple[str, int]]:
@@ -698,6 +711,27 @@ class SqliteReader:
         return self._rows(
             "SELECT account, version FROM secrets WHERE expires_at <= ? ORDER BY expires_at LIMIT 1000", (now,)
         )
+
+    def is_revoked(self, jti: str, account: str, user_id: str | None, issued_at: int) -> bool:
+        """Whether a token was taken back, alone or with others; `issued_at` is its `iat`."""
+        rows = self._rows(
+            "SELECT EXISTS (SELECT 1 FROM revoked_tokens WHERE jti = unhex(?)) OR EXISTS"
+            " (SELECT 1 FROM token_cutoffs WHERE account = ? AND user_id IN ('', ?) AND before >= ?)",
+            (jti, account, user_id or "", issued_at),
+        )
+        return bool(rows[0][0])
+
+    def revoked_tokens(self, now: int) -> dict[str, int]:
+        """`exp` by `jti` of the tokens taken back one by one that would hold at `now`, in seconds."""
+        return dict(self._rows("SELECT lower(hex(jti)), expires_at FROM revoked_tokens WHERE expires_at > ?", (now,)))
+
+    def expired_revocations(self, now: int) -> bool:
+        """Whether there are any of tokens that do not hold at `now`, in seconds, anyway."""
+        return bool(self._rows("SELECT EXISTS (SELECT 1 FROM revoked_tokens WHERE expires_at <= ?)", (now,))[0][0])
+
+    def token_cutoffs(self) -> dict[tuple[str, str], int]:
+        """`before` by account and user, which is "" for all of an account's tokens."""
+        return {(row[0], row[1]): row[2] for row in self._rows("SELECT account, user_id, before FROM token_cutoffs")}
 
     def signing_keys(self) -> list[KeyRow]:
         """Every key there ever was, the oldest first."""

@@ -2,15 +2,16 @@
 
 `seq` counts from 0 without a gap; every body is an event, and canonical; the columns that look it up are what its
 body gives; every attempt is a legal walk with one terminal event at its end, unless the running service can still
-end it; no request begins twice; and accounts, secrets' versions and keys stand in their tables as the events leave
-them. Tiles and head of the tree are those of the bodies, and so is the root of every checkpoint, kept or given,
-which the log's key has signed.
+end it; no request begins twice; and accounts, secrets' versions, keys and revocations stand in their tables as the
+events leave them. Tiles and head of the tree are those of the bodies, and so is the root of every checkpoint, kept or
+given, which the log's key has signed.
 
-Reads in chunks, and holds accounts, keys and open attempts, so that any length of log can be read. Only the last
-few rows and the tables share a snapshot: the log may grow meanwhile. A checkpoint counts as kept if it was when
-its last event was read.
+Reads in chunks, and holds accounts, keys, revocations and open attempts, so that any length of log can be read. Only
+the last few rows and the tables share a snapshot: the log may grow meanwhile. A checkpoint counts as kept if it was
+when its last event was read.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -111,7 +112,20 @@ def difference(reader: SqliteReader, replay: Replay) -> str | None:
             return f"account {account} stands otherwise in its tables than the events leave it"
     live_keys = {KeyState(**attrs.asdict(key)) for key in reader.signing_keys()}
     changed = sorted(key.kid for key in live_keys ^ set(replay.keys.values()))
-    return f"key {changed[0]} stands otherwise in its table than the events leave it" if changed else None
+    if changed:
+        return f"key {changed[0]} stands otherwise in its table than the events leave it"
+    return _revocations_differ(reader, replay)
+
+
+def _revocations_differ(reader: SqliteReader, replay: Replay) -> str | None:
+    # The service drops a revocation once its token has expired, and puts nothing on record of it.
+    now = time.time_ns() // 1_000_000_000
+    lasting = {jti: end for jti, end in replay.revoked.items() if end > now}
+    for jti, _ in sorted(lasting.items() ^ reader.revoked_tokens(now).items()):
+        return f"the revocation of token {jti} stands otherwise in its table than the events leave it"
+    for (account, _), _ in sorted(replay.cutoffs.items() ^ reader.token_cutoffs().items()):
+        return f"the revoked tokens of account {account} stand otherwise in their table than the events leave them"
+    return None
 
 
 def _live_accounts(reader: SqliteReader) -> Iterator[AccountState]:

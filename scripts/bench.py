@@ -295,7 +295,7 @@ async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
                 ],
                 write=Write(
                     "create_account_with_secret",
-                    {"account": account, "now": now, "claim_until": None, "verifier": verifier},
+                    {"account": account, "now": now, "claim_until": None, "role": None, "verifier": verifier},
                 ),
             )
             for account in accounts

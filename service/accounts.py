@@ -15,13 +15,14 @@ from events.records import (
     AccountCreated,
     AccountResumed,
     AccountSuspended,
+    AccountTokensRevoked,
     Event,
     SecretRetired,
     SecretRotated,
     SecretSet,
 )
 from events.sqlite import AccountRow, SecretRow, SqliteReader
-from service.model import StoredAccount, StoredSecret
+from service.model import Role, StoredAccount, StoredSecret
 from service.verifier import RememberedSecrets, SecretHasher
 
 EXAMPLE_ACCOUNT = "5723073937d63a18396a1bae"  # contract, section 1
@@ -78,6 +79,7 @@ class Accounts:
             suspended=suspended,
             claimable=row.secret_version is None and row.claim_until is not None and now < row.claim_until,
             secrets=tuple(alive),
+            role=row.role,
         )
 
     async def match(self, account: StoredAccount, secret: str) -> tuple[StoredSecret, str] | None:
@@ -143,7 +145,9 @@ class AccountDesk:
         self._clock = clock
         self._hasher = hasher
 
-    async def add(self, account: str, *, claim_window_seconds: float, secret: str | None = None) -> None:
+    async def add(
+        self, account: str, *, claim_window_seconds: float, secret: str | None = None, role: Role | None = None
+    ) -> None:
         """Create an active account, claimable for the window (0: never) or with its secret set.
 
         Raises `AccountExists`.
@@ -156,9 +160,11 @@ class AccountDesk:
                 account=account,
                 operator=operator(),
                 claim_until=None if claim_until is None else timestamp(claim_until),
+                role=role,
             )
         ]
-        parameters: dict[str, str | int | None] = {"account": account, "now": now, "claim_until": claim_until}
+        parameters: dict[str, str | int | None]
+        parameters = {"account": account, "now": now, "claim_until": claim_until, "role": role}
         if secret is None:
             write = Write("create_account", parameters)
         else:
@@ -206,6 +212,21 @@ class AccountDesk:
             if await self._commit(self._rotation(account, now, version, until, ended), write):
                 return version
             # Claimed or rotated since it was read: what is current, and what ends, has to be looked at again.
+
+    async def revoke_tokens(self, account: str, user_id: str | None = None) -> int:
+        """End every token that the account, or its user alone, has by now; those up to the returned second.
+
+        Raises `NoSuchAccount`.
+        """
+        now = self._clock()
+        before = -(-now // 1_000_000)  # rounded up: what is issued while this commits is meant too
+        event = AccountTokensRevoked(
+            recorded_at=timestamp(now), account=account, operator=operator(), user_id=user_id, before=before
+        )
+        write = Write("revoke_tokens", {"account": account, "user_id": user_id or "", "before": before})
+        if not await self._commit([event], write):
+            raise NoSuchAccount
+        return before
 
     def show(self, account: str) -> tuple[AccountRow, list[SecretRow]]:
         """The account and its secrets, newest first. Raises `NoSuchAccount`."""
@@ -255,3 +276,14 @@ async def retire_expired(log: EventLog, reader: SqliteReader, clock: Callable[[]
     for account, version in reader.expired_secrets(now):
         event = SecretRetired(recorded_at=timestamp(now), account=account, version=version)
         await log.commit([event], write=Write("retire", {"account": account, "version": version, "now": now}))
+
+
+async def forget_revocations(log: EventLog, reader: SqliteReader, clock: Callable[[], int]) -> None:
+    """Delete the revocations of tokens that have expired, some at a time.
+
+    Raises `LogUnavailable`, `StoreError`.
+    """
+    now = clock() // 1_000_000
+    while reader.expired_revocations(now):
+        if await log.commit([], write=Write("forget_revocations", {"now": now})) is not Outcome.DONE:
+            return

@@ -5,10 +5,12 @@ What is opened first is closed last: the lock, the log, the keys, the hash pool,
 
 import asyncio
 import gc
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -22,26 +24,31 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable, StoreError
 from events.records import ServiceStarted, ServiceStopped
 from events.sqlite import SqliteReader, SqliteStore
-from service import logs
-from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, retire_expired
+from service import contract, docs, logs, openapi
+from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, forget_revocations, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
 from service.clock import wall_clock
 from service.config import Settings
-from service.contract import Answers
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
+from service.documents import Document
 from service.handler import (
     PATHS,
+    TOKEN_PATH,
     AuthHandler,
+    Handler,
     edge,
     expect_continue,
     log_fault,
     method_not_allowed,
     refused_by_parser,
+    token_handler,
 )
-from service.keys import KeyRing, load_signing_key, secrets_key
+from service.keys import KeyRing, load_signing_key, secrets_key, signed
 from service.model import TokenProfile
+from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.pipeline import Deps
 from service.rotation import KeyDesk, Rotation, Schedule
+from service.tokens import Tokens
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
@@ -57,7 +64,8 @@ ANCHOR = web.AppKey("ANCHOR", Anchor)
 KEYS = web.AppKey("KEYS", KeyRing)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
-AUTH = web.AppKey("AUTH", AuthHandler)
+OAUTH = web.AppKey("OAUTH", contract.Answers)
+POSTS: web.AppKey[dict[str, Handler]] = web.AppKey("POSTS")
 
 
 class CannotListen(Exception):
@@ -165,9 +173,10 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
         accounts=app[ACCOUNTS],
         keys=app[KEYS],
         profile=TokenProfile(settings.issuer, settings.audience, settings.tokens.ttl_seconds),
-        answers=Answers(settings.http.server_error_status, uniform=uniform),
+        answers=contract.Answers(settings.http.server_error_status, uniform=uniform),
         now=app[CLOCK],
     )
+    app[OAUTH] = contract.Answers(settings.http.server_error_status, uniform=uniform, table=contract.OAUTH)
     yield
     hasher.close()
 
@@ -178,6 +187,7 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
             # A log that is not there now will be; until then expired secrets are refused all the same.
             with suppress(LogUnavailable, StoreError):
                 await retire_expired(app[LOG], app[READER], app[CLOCK])
+                await forget_revocations(app[LOG], app[READER], app[CLOCK])
             await asyncio.sleep(RETIRE_SECONDS)
 
     task = asyncio.create_task(retire())
@@ -187,14 +197,35 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _routes(app: web.Application) -> None:
-    handler = app[AUTH] = AuthHandler(app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds)
-    for path in PATHS:
+    deps, clock, timeout = app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds
+    oauth = attrs.evolve(deps, answers=app[OAUTH])
+    posts: dict[str, Handler] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
+    posts[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
+    tokens = Tokens(partial(signed, keys=app[KEYS]), app[READER].is_revoked, app[ACCOUNTS], deps.profile, clock)
+    endpoints = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
+    posts |= {INTROSPECT_PATH: endpoints.introspect, REVOKE_PATH: endpoints.revoke}
+    app[POSTS] = posts
+    for path, handler in posts.items():
         resource = app.router.add_resource(path)
-        resource.add_route("POST", handler.post, expect_handler=expect_continue)
+        resource.add_route("POST", handler, expect_handler=expect_continue)
         resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
     discovery = Discovery(app[KEYS], app[SETTINGS].issuer, app[SETTINGS].keys.publish_before_seconds)
-    for path, get in ((JWKS_PATH, discovery.jwks), (METADATA_PATH + "{issuer_path:.*}", discovery.metadata)):
-        app.router.add_resource(path).add_route("*", get, expect_handler=expect_continue)
+    reads: dict[str, Handler] = {
+        JWKS_PATH: discovery.jwks,
+        METADATA_PATH + "{issuer_path:.*}": discovery.metadata,
+        openapi.PATH: _openapi(app).get,
+        docs.PAGE_PATH: docs.page().get,
+        docs.SCRIPT_PATH: docs.script().get,
+    }
+    for path, handler in reads.items():
+        app.router.add_resource(path).add_route("*", handler, expect_handler=expect_continue)
+
+
+def _openapi(app: web.Application) -> Document:
+    auth = [app[DEPS].answers.row(row.reason) for row in contract.TABLE]
+    oauth = [app[OAUTH].row(row.reason) for row in contract.OAUTH]
+    described = openapi.describe(app[SETTINGS].issuer, version("hubler-auth"), auth, oauth)
+    return Document(json.dumps(described).encode(), "public, max-age=300")
 
 
 # -- HTTP -----------------------------------------------------------------------------
@@ -276,10 +307,15 @@ class _Server(web.Server):
 class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        settings = self.app[SETTINGS]
+        settings, posts = self.app[SETTINGS], self.app[POSTS]
         routed: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
+
+        def unexpected(path: str) -> contract.Row:
+            oauth = path in posts and path not in PATHS
+            return (self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected")
+
         return _Server(
-            edge(self.app[AUTH], routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
+            edge(posts, unexpected, routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
             request_factory=made.request_factory,
             handler_cancellation=False,  # an attempt whose caller left is still walked to its end
             auto_decompress=False,

@@ -1,6 +1,6 @@
-"""The error table of the contract, as one table: reason code → status, `error`, text.
+"""The errors of the contract, as two tables: reason code → status, `error`, text.
 
-The one place where a reason becomes an answer. Knows no HTTP beyond the status.
+The one place where a reason becomes an answer, at `/auth` and in the words of OAuth. Knows no HTTP beyond the status.
 """
 
 import json
@@ -57,31 +57,84 @@ TABLE: tuple[Row, ...] = (
 )
 # fmt: on
 
-# Answers that are no row of the table: the request never got as far as a stage.
+_UNKNOWN_CLIENT = "The client is unknown."
+_NOT_AUTHENTICATED = "The client could not be authenticated."
+_BASIC = "The Authorization header must be Basic, with a client_id and a client_secret."
+
+# RFC 6749, section 5.2, at /oauth/token, /introspect and /revoke: no text there may hold a quote or a backslash.
+# fmt: off
+OAUTH: tuple[Row, ...] = (
+    Row(_V, "body_too_large",          413, "invalid_request", "The request body is too large."),
+    Row(_V, "content_type",            415, "invalid_request",
+        "The request body must be application/x-www-form-urlencoded."),
+    Row(_V, "body_incomplete",         400, "invalid_request", "The request body did not arrive whole."),
+    Row(_V, "body_not_form",           400, "invalid_request", "The request body must be a form in UTF-8."),
+    Row(_V, "repeated_parameter",      400, "invalid_request", "The request repeats a parameter."),
+    Row(_V, "missing_grant_type",      400, "invalid_request", "The request is missing a grant_type."),
+    Row(_V, "unsupported_grant_type",  400, "unsupported_grant_type", "The grant_type must be client_credentials."),
+    Row(_V, "authorization_malformed", 401, "invalid_client", _BASIC),
+    Row(_V, "several_credentials",     400, "invalid_request", "The request authenticates in more than one way."),
+    Row(_V, "no_credentials",          401, "invalid_client", "The request has no client_id and no client_secret."),
+    Row(_V, "missing_account",         400, "invalid_request", "The request is missing a client_id."),
+    Row(_V, "missing_secret",          400, "invalid_request", "The request is missing a client_secret."),
+    Row(_V, "account_not_object_id",   400, "invalid_request", "The client_id must be object id."),
+    Row(_V, "secret_length",           400, "invalid_request", "The client_secret must be 1 to 1024 bytes."),
+    Row(_V, "user_id_not_object_id",   400, "invalid_request", "The user_id must be object id."),
+    Row(_A, "account_not_found",       401, "invalid_client", _UNKNOWN_CLIENT),
+    Row(_A, "account_suspended",       401, "invalid_client", _NOT_AUTHENTICATED),
+    Row(_A, "claim_closed",            401, "invalid_client", _NOT_AUTHENTICATED),
+    Row(_A, "secret_mismatch",         401, "invalid_client", _NOT_AUTHENTICATED),
+    Row(_A, "lookup_failed",           400, "server_error", "Error in validating account while generating token!"),
+    Row(("build_payload",), "payload_failed", 400, "server_error", "Error in preparing token payload!"),
+    Row(("encode",), "encode_failed",  400, "server_error", "Error in encoding token!"),
+    Row(_S, "claim_lost",              401, "invalid_client", _NOT_AUTHENTICATED),
+    Row(_S, "secret_derive_failed",    400, "server_error", "Error in storing secret!"),
+    Row(_S, "secret_write_failed",     400, "server_error", "Error in storing secret!"),
+    Row((), "unexpected",              400, "server_error", _GENERATING),
+    Row((), "audit_unavailable",       400, "server_error", _GENERATING),
+    Row(_A + _S, "overloaded",         503, "server_error", _GENERATING),
+    # At /introspect and /revoke alone.
+    Row((), "missing_token",           400, "invalid_request", "The request is missing a token."),
+    Row((), "account_unclaimed",       401, "invalid_client", _NOT_AUTHENTICATED),
+    Row((), "not_the_callers",         400, "unauthorized_client", "The client may not revoke this token."),
+    Row((), "revocation_failed",       400, "server_error", "Error in revoking token!"),
+)
+# fmt: on
+
+REASONS: tuple[str, ...] = tuple(dict.fromkeys(row.reason for row in TABLE + OAUTH))
+"""Every reason code there is."""
+
+# Answers that are no row of a table: the request never got as far as a stage.
 NOT_FOUND = Row((), "not_found", 404, "Validation", "There is nothing at this path.")
 METHOD_NOT_ALLOWED = Row((), "method_not_allowed", 405, "Validation", "The method must be POST.")
+OAUTH_METHOD_NOT_ALLOWED = Row((), "method_not_allowed", 405, "invalid_request", "The method must be POST.")
 ONLY_TO_BE_READ = Row((), "method_not_allowed", 405, "Validation", "The method must be GET or HEAD.")
 UNPARSABLE = Row((), "unparsable", 400, "Validation", "The request is not valid HTTP.")
+
+OURS = ("Error", "server_error")
+"""The values of `error` that stand for a fault of ours."""
 
 RETRY_AFTER_SECONDS = 1  # a full hash queue drains in about this order of time
 
 
 class Answers:
-    """The table as one operator configured it.
+    """A table as one operator configured it.
 
-    `server_error_status` replaces 400 on rows whose `error` is `Error`; with `uniform`,
-    an unknown account is answered as a wrong secret is.
+    `server_error_status` replaces 400 on rows whose `error` says that it is ours; with
+    `uniform`, an unknown account is answered as a wrong secret is.
     """
 
-    def __init__(self, server_error_status: int = 400, *, uniform: bool = False) -> None:
-        rows = {row.reason: row for row in TABLE}
+    def __init__(
+        self, server_error_status: int = 400, *, uniform: bool = False, table: tuple[Row, ...] = TABLE
+    ) -> None:
+        rows = {row.reason: row for row in table}
         if uniform:
             rows["account_not_found"] = rows["secret_mismatch"]
         self._rows = {
             reason: Row(
                 row.stages,
                 row.reason,
-                server_error_status if row.error == "Error" and row.status == 400 else row.status,
+                server_error_status if row.error in OURS and row.status == 400 else row.status,
                 row.error,
                 row.description,
             )

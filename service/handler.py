@@ -1,4 +1,4 @@
-"""POST /auth: bytes in, a row of the contract's table out; and the answers around it.
+"""POST /auth and POST /oauth/token: bytes in, a row of the contract's tables out; and the answers around them.
 
 Everything HTTP says about an attempt is decided here: how a body is read, what of its
 headers goes on record, how an answer looks. Nothing of a request is ever logged.
@@ -8,7 +8,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import orjson
@@ -24,6 +24,7 @@ from service.model import RawRequest
 from service.pipeline import Answer, Arrival, Deps, authenticate
 
 PATHS = ("/auth", "/auth/", "/public-api/auth", "/public-api/auth/")
+TOKEN_PATH = "/oauth/token"
 MAX_BODY_BYTES = 8192  # contract, section 1
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -65,7 +66,7 @@ def new_request_id() -> str:
     return f"{high:016x}{low:016x}"
 
 
-def headers(request_id: str) -> CIMultiDict[str]:
+def answer_headers(request_id: str) -> CIMultiDict[str]:
     """What stands in the headers of every answer."""
     found = _HEADERS.copy()
     found["X-Request-ID"] = request_id
@@ -73,10 +74,11 @@ def headers(request_id: str) -> CIMultiDict[str]:
 
 
 def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
-    """The answer for a row of the table, or one beside it."""
-    fields = headers(request_id)
+    """The answer for a row of the tables, or one beside them."""
+    fields = answer_headers(request_id)
     if row.status == 401:
-        fields["WWW-Authenticate"] = f'Bearer realm="{contract.REALM}"'
+        scheme = "Basic" if row.error == "invalid_client" else "Bearer"
+        fields["WWW-Authenticate"] = f'{scheme} realm="{contract.REALM}"'
     if row.status == 405:
         fields["Allow"] = "POST"
     if row.status == 503:
@@ -86,21 +88,26 @@ def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response
 
 @frozen
 class AuthHandler:
-    """`POST /auth` under all of its paths. `clock` is in microseconds since 1970."""
+    """One way to ask for a token: `POST /auth` under all of its paths, or, with `form`, `POST /oauth/token`.
+
+    `clock` is in microseconds since 1970. `granted` is the answer around a token.
+    """
 
     deps: Deps
     clock: Callable[[], int]
     body_timeout_seconds: float
+    form: bool = False
+    granted: bytes = b'{"status":"success","token":"%b"}'
     _log: structlog.typing.FilteringBoundLogger = field(factory=lambda: structlog.get_logger().bind(), init=False)
 
     async def post(self, request: web.Request) -> web.Response:
         arrival = self._arrival(request)
-        raw = await _read(request, self.body_timeout_seconds)
+        raw = await read(request, self.body_timeout_seconds, form=self.form)
         found = await authenticate(raw, arrival, self.deps)
         _log(self._log, arrival.request_id, found)
         if found.row is None:
-            body = b'{"status":"success","token":"%b"}' % found.token.encode("ascii")
-            return web.Response(body=body, headers=headers(arrival.request_id))
+            body = self.granted % found.token.encode("ascii")
+            return web.Response(body=body, headers=answer_headers(arrival.request_id))
         response = answer(found.row, arrival.request_id, found.detail)
         if raw.too_large or not raw.complete:
             response.force_close()  # where this request ends and the next begins, nobody has seen
@@ -123,11 +130,19 @@ class AuthHandler:
         )
 
 
-async def _read(request: web.Request, timeout_seconds: float) -> RawRequest:
-    content_type = tuple(request.headers.getall("Content-Type", ()))
-    content_encoding = tuple(request.headers.getall("Content-Encoding", ()))
+def token_handler(deps: Deps, clock: Callable[[], int], body_timeout_seconds: float) -> AuthHandler:
+    """`POST /oauth/token`. The answers of `deps` are those of OAuth."""
+    granted = b'{"access_token":"%%b","token_type":"Bearer","expires_in":%d}' % deps.profile.ttl_seconds
+    return AuthHandler(deps, clock, body_timeout_seconds, form=True, granted=granted)
+
+
+async def read(request: web.Request, timeout_seconds: float, *, form: bool) -> RawRequest:
+    """All of a request that has a meaning. Credentials in its headers are looked for with a form alone."""
+    fields = request.headers
+    content_type = tuple(fields.getall("Content-Type", ()))
+    content_encoding = tuple(fields.getall("Content-Encoding", ()))
     if (request.content_length or 0) > MAX_BODY_BYTES:
-        return RawRequest(b"", content_type, content_encoding, too_large=True)
+        return RawRequest(b"", content_type, content_encoding, too_large=True, form=form)
     body = b""
     try:
         if request.content.is_eof():
@@ -139,7 +154,15 @@ async def _read(request: web.Request, timeout_seconds: float) -> RawRequest:
         complete = request.content.exception() is None
     except (HttpProcessingError, OSError, TimeoutError):
         complete = False
-    return RawRequest(body, content_type, content_encoding, too_large=len(body) > MAX_BODY_BYTES, complete=complete)
+    return RawRequest(
+        body,
+        content_type,
+        content_encoding,
+        too_large=len(body) > MAX_BODY_BYTES,
+        complete=complete,
+        form=form,
+        authorization=tuple(fields.getall("Authorization", ())) if form else (),
+    )
 
 
 def _log(log: structlog.typing.FilteringBoundLogger, request_id: str, found: Answer) -> None:
@@ -176,29 +199,32 @@ async def expect_continue(request: web.Request) -> None:
 
 async def method_not_allowed(request: web.Request) -> web.Response:
     """Every method but POST on a path of ours."""
-    return answer(contract.METHOD_NOT_ALLOWED, new_request_id())
+    words = contract.METHOD_NOT_ALLOWED if request.path in PATHS else contract.OAUTH_METHOD_NOT_ALLOWED
+    return answer(words, new_request_id())
 
 
-def edge(
-    auth: AuthHandler, routed: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def edge(posts: Mapping[str, Handler], unexpected: Callable[[str], Row], routed: Handler) -> Handler:
     """Around all there is: whatever is let through becomes an answer of the contract.
 
-    The plain form of the one request that most are does not go through the router.
+    What most requests are, a plain POST to one of `posts`, does not go through the router. `unexpected` is the
+    row for what breaks at a path.
     """
-    unexpected = auth.deps.answers.row("unexpected")
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         try:
-            if request.raw_path in PATHS and request.method == "POST" and "Expect" not in request.headers:
-                return await auth.post(request)
+            post = posts.get(request.raw_path)
+            if post is not None and request.method == "POST" and "Expect" not in request.headers:
+                return await post(request)
             return await routed(request)
         except web.HTTPException:  # aiohttp raises it for paths that it has no route for
             return answer(contract.NOT_FOUND, new_request_id())
         except Exception as fault:
             request_id = new_request_id()
             log_fault(fault, request_id=request_id)
-            return answer(unexpected, request_id)
+            return answer(unexpected(request.path), request_id)
 
     return guarded
 

@@ -3,6 +3,7 @@
 No stage sees a header, a row or a connection: it takes these values and returns one.
 """
 
+from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,13 +21,18 @@ else:
 
 @frozen
 class RawRequest:
-    """A request as it arrived, body unread in meaning. `too_large` and `complete` tell what reading it met."""
+    """A request as it arrived, body unread in meaning. `too_large` and `complete` tell what reading it met.
+
+    With `form` it is a form and may authenticate by `authorization`, each such header there was; else it is JSON.
+    """
 
     body: bytes = field(repr=False)
     content_type: tuple[str, ...] = ("application/json",)  # each Content-Type header there was
     content_encoding: tuple[str, ...] = ()
     too_large: bool = False
     complete: bool = True
+    form: bool = False
+    authorization: tuple[str, ...] = field(default=(), repr=False)
 
 
 @frozen
@@ -46,6 +52,12 @@ class Claim:
     user_id: str | None = None
 
 
+class Role(StrEnum):
+    """What an account may do beyond asking for tokens of its own."""
+
+    VERIFIER = "verifier"  # may ask about any account's tokens
+
+
 @frozen
 class StoredSecret:
     """A live secret of an account; `version` counts from 1."""
@@ -62,6 +74,7 @@ class StoredAccount:
     suspended: bool
     claimable: bool
     secrets: tuple[StoredSecret, ...]
+    role: str | None = None
 
 
 @frozen

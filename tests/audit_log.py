@@ -16,6 +16,7 @@ from events.records import (
     TERMINAL,
     AccountCreated,
     AccountRejected,
+    AccountTokensRevoked,
     AccountVerified,
     AttemptEvent,
     AuthDenied,
@@ -30,6 +31,7 @@ from events.records import (
     ServiceStarted,
     ServiceStopped,
     TokenEncoded,
+    TokenRevoked,
 )
 from events.sqlite import SqliteStore
 
@@ -93,7 +95,7 @@ def stopped(at: int = NOW) -> list[Event]:
 
 def created(account: str = ACCOUNT, at: int = NOW) -> Entry:
     event = AccountCreated(recorded_at=timestamp(at), account=account, claim_until=timestamp(NOW + 10**6))
-    write = Write("create_account", {"account": account, "now": at, "claim_until": NOW + 10**6})
+    write = Write("create_account", {"account": account, "now": at, "claim_until": NOW + 10**6, "role": None})
     return [event], write
 
 
@@ -107,6 +109,17 @@ def new_key(kid: str = "k1", at: int = NOW) -> Entry:
     return [KeyCreated(**parts), KeyActivated(**parts)], Write(
         "activate_new_key", {"kid": kid, "alg": "EdDSA", "now": at}
     )
+
+
+def revoked(number: int, expires_at: int, account: str = ACCOUNT) -> Entry:
+    event = TokenRevoked(recorded_at=timestamp(NOW), jti=rid(number), account=account, expires_at=expires_at)
+    return [event], Write("revoke_token", {"jti": rid(number), "expires_at": expires_at})
+
+
+def cut_off(before: int, user_id: str | None = None, account: str = ACCOUNT) -> Entry:
+    event = AccountTokensRevoked(recorded_at=timestamp(NOW), account=account, user_id=user_id, before=before)
+    write = Write("revoke_tokens", {"account": account, "user_id": user_id or "", "before": before})
+    return [event], write
 
 
 def write_log(path: Path, *entries: Entry) -> Path:

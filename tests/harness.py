@@ -1,13 +1,15 @@
 """A real service on a real socket over a real database, and the log as it is on disk."""
 
 import asyncio
+import base64
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 import attrs
@@ -83,6 +85,27 @@ class Running:
 
     async def authenticate(self, secret: str = SECRET, account: str = ACCOUNT, **more: object) -> Answer:
         return await self.post({"account": account, "secret": secret, **more})
+
+    async def form(
+        self,
+        path: str,
+        fields: Mapping[str, str] | bytes = b"",
+        *,
+        basic: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """POST a form, with `basic` as what stands in the Authorization header, and read the answer."""
+        data = fields if isinstance(fields, bytes) else urlencode(fields).encode()
+        sent = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
+        if basic is not None:
+            sent["Authorization"] = f"Basic {base64.b64encode(basic.encode()).decode()}"
+        async with self.session.post(self.url + path, data=data, headers=sent) as response:
+            return Answer(response.status, dict(response.headers), json.loads(await response.read()))
+
+    async def token(self, secret: str = SECRET, account: str = ACCOUNT, **more: str) -> Answer:
+        """Ask `/oauth/token` for one."""
+        credentials = {"client_id": account, "client_secret": secret}
+        return await self.form("/oauth/token", {"grant_type": "client_credentials", **credentials, **more})
 
     async def raw(self, data: bytes, *, then_close: bool = False) -> bytes:
         """Send bytes as they are over a connection of their own, and read until the service closes it."""

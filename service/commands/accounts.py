@@ -28,19 +28,19 @@ from service.commands.console import (
 )
 from service.config import LONGEST, Settings, format_duration, parse_duration
 from service.keys import KeyFileError, OriginDiffers, secrets_key
-from service.model import HashFailed
+from service.model import HashFailed, Role
 from service.stages.validate import MAX_SECRET_BYTES
 from service.verifier import HashParameters, SecretHasher
 
 app = typer.Typer(help="Create, look at and change accounts.", no_args_is_help=True)
 
-COLUMNS = ["account", "status", "secret", "created_at", "claim_until"]
+COLUMNS = ["account", "status", "role", "secret", "created_at", "claim_until"]
 SECRET_COLUMNS = ["version", "state", "expires_at"]
 
 
 def _object_id(text: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{24}", text):
-        raise typer.BadParameter("an account is 24 hex digits")
+        raise typer.BadParameter("an account or a user is 24 hex digits")
     return text.lower()
 
 
@@ -71,6 +71,9 @@ def add(
             "--claim-window", metavar="72h", help="How long the account can be claimed; 0: never.", parser=_seconds
         ),
     ] = None,
+    role: Annotated[
+        Role | None, typer.Option("--role", help="verifier: may ask /introspect about any account's tokens.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Create an account and print its id."""
@@ -80,7 +83,7 @@ def add(
     secret = _secret() if secret_stdin else None
 
     async def run(desk: AccountDesk) -> None:
-        await desk.add(name, claim_window_seconds=window, secret=secret)
+        await desk.add(name, claim_window_seconds=window, secret=secret, role=role)
 
     _at_the_desk(chosen, run, hashes=secret_stdin, create=True)
     print(name)
@@ -171,6 +174,25 @@ def rotate(
     _at_the_desk(settings(context, config), run, hashes=True)
 
 
+@app.command("revoke-tokens")
+def revoke_tokens(
+    context: typer.Context,
+    account: Account,
+    user: Annotated[
+        str | None, typer.Option("--user", metavar="USER_ID", help="Those of this user alone.", parser=_object_id)
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """End every token that the account has been issued up to now."""
+
+    async def run(desk: AccountDesk) -> None:
+        before = await desk.revoke_tokens(account, user)
+        whose = account if user is None else f"user {user} of {account}"
+        say(f"No token of {whose} issued up to {timestamp(before * 1_000_000)} holds any more.")
+
+    _at_the_desk(settings(context, config), run)
+
+
 def _secret() -> str:
     # A closed stdin is None.
     data = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).removesuffix(b"\n") if sys.stdin else b""
@@ -200,6 +222,7 @@ def _row(account: AccountRow) -> Row:
     return {
         "account": account.account,
         "status": account.status,
+        "role": account.role,
         "secret": "none" if account.secret_version is None else "set",
         "created_at": _time(account.created_at),
         "claim_until": _time(account.claim_until),

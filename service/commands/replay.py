@@ -54,7 +54,7 @@ from service.commands.console import (
     write_rows,
 )
 from service.config import Settings, parse_duration
-from service.contract import TABLE
+from service.contract import REASONS
 from service.keys import KeyFileError, log_verifier
 
 app = typer.Typer(
@@ -74,7 +74,7 @@ ATTEMPT_COLUMNS = (
     "duration_us",
 )
 EVENT_COLUMNS = ("seq", "recorded_at", "type", "request_id", "account", "user_id", "stage", "reason")
-ACCOUNT_COLUMNS = ("account", "status", "created_at", "claim_until", "secret_version", "live_secrets")
+ACCOUNT_COLUMNS = ("account", "status", "role", "created_at", "claim_until", "secret_version", "live_secrets")
 VERIFY_COLUMNS = ("holds", "events", *TERMINAL.values(), "open", "fault_seq", "fault")
 
 FOLLOW_SECONDS = 0.2
@@ -206,9 +206,7 @@ def list_(
     ] = None,
     reason: Annotated[
         str | None,
-        typer.Option(
-            "--reason", metavar="CODE", help="Why not granted.", parser=_one_of(line.reason for line in TABLE)
-        ),
+        typer.Option("--reason", metavar="CODE", help="Why not granted.", parser=_one_of(REASONS)),
     ] = None,
     type: Annotated[
         str | None,
@@ -487,6 +485,7 @@ def _account_members(replay: Replay, account: str, now: int) -> dict[str, Any]:
     return {
         "account": found.account,
         "status": found.status,
+        "role": found.role,
         "created_at": timestamp(found.created_at),
         "claim_until": None if found.claim_until is None else timestamp(found.claim_until),
         "secret_version": found.secret_version,

@@ -1,19 +1,20 @@
-"""Stage 1: bytes → Claim. Pure; the checks run in the order of the contract's table."""
+"""Stage 1: bytes → Claim, from JSON or from a form. Pure; the checks run in the order of the contract's tables."""
 
 import json
 import re
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from service.bodies import Form, check, object_id, read_form
 from service.model import Claim, RawRequest, Rejected, Subject
 
 MAX_SECRET_BYTES = 1024  # contract, section 1
 MAX_DEPTH = 32  # nothing valid is nested at all; far below any parser's own limit
 
-_OBJECT_ID = re.compile(r"[0-9a-fA-F]{24}")
 # One without an end reaches to the end of the text: to look for another from each of its quotes is quadratic.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _PARAMETERS = {"account": "account", "accountid": "account", "secret": "secret", "user_id": "user_id"}
+_FORM = {"client_id": "account", "client_secret": "secret", "user_id": "user_id"}
 
 
 class _Pairs(tuple[tuple[str, Any], ...]):
@@ -30,12 +31,29 @@ _JSON = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=len, parse_float=le
 
 def validate(request: RawRequest) -> Claim:
     """Raises `Rejected` for the first check that fails."""
-    if request.too_large:
-        raise Rejected("body_too_large")
-    if not _is_json(request.content_type) or not _is_identity(request.content_encoding):
-        raise Rejected("content_type")
-    if not request.complete:
-        raise Rejected("body_incomplete")
+    return _of_form(request) if request.form else _of_json(request)
+
+
+def client_of(form: Form, more: Sequence[str] = ()) -> Claim:
+    """The client that a form claims to come from, and the parameters of `more` with it. Raises `Rejected`."""
+    if form.fault is not None:
+        raise Rejected(form.fault, subject=form.subject)
+    names = ("client_id", "client_secret", *more)
+    return _claim({_FORM[name]: form.parameters[name] for name in names if name in form.parameters}, form.subject)
+
+
+def _of_form(request: RawRequest) -> Claim:
+    form = read_form(request)
+    grant_type = form.parameters.get("grant_type")
+    if grant_type is None:
+        raise Rejected("missing_grant_type", subject=form.subject)
+    if grant_type != "client_credentials":
+        raise Rejected("unsupported_grant_type", subject=form.subject)
+    return client_of(form, ("user_id",))
+
+
+def _of_json(request: RawRequest) -> Claim:
+    check(request, "application/json")
     pairs = _parse(request.body)
     subject = _subject(pairs)
 
@@ -50,7 +68,10 @@ def validate(request: RawRequest) -> Claim:
         if name not in _PARAMETERS:
             raise Rejected("unsupported_parameter", detail=name, subject=subject)
 
-    values = {_PARAMETERS[name]: value for name, value in pairs if value is not None and value != ""}
+    return _claim({_PARAMETERS[name]: value for name, value in pairs if value is not None and value != ""}, subject)
+
+
+def _claim(values: Mapping[str, Any], subject: Subject) -> Claim:
     if "account" not in values:
         raise Rejected("missing_account", subject=subject)
     if "secret" not in values:
@@ -60,24 +81,7 @@ def validate(request: RawRequest) -> Claim:
     _check_secret(values["secret"], subject)
     if "user_id" in values and subject.user_id is None:
         raise Rejected("user_id_not_object_id", subject=subject)
-    return Claim(subject.account, values["secret"], subject.user_id)
-
-
-@lru_cache(maxsize=128)
-def _is_json(headers: tuple[str, ...]) -> bool:
-    if len(headers) != 1:
-        return False
-    media_type, *parameters = (part.strip() for part in headers[0].split(";"))
-    charsets = [value for name, _, value in (part.partition("=") for part in parameters) if name.lower() == "charset"]
-    return media_type.lower() == "application/json" and all(
-        value.strip('"').lower() in ("utf-8", "utf8") for value in charsets
-    )
-
-
-def _is_identity(headers: tuple[str, ...]) -> bool:
-    return not headers or all(
-        coding.strip().lower() in ("", "identity") for header in headers for coding in header.split(",")
-    )
+    return Claim(subject.account, values["secret"], subject.user_id if "user_id" in values else None)
 
 
 def _parse(body: bytes) -> _Pairs:
@@ -111,13 +115,11 @@ def _subject(pairs: _Pairs) -> Subject:
     for name, value in pairs:
         if name in _PARAMETERS:
             found[_PARAMETERS[name]].append(value)
-    return Subject(_object_id(found["account"]), _object_id(found["user_id"]))
+    return Subject(_only(found["account"]), _only(found["user_id"]))
 
 
-def _object_id(values: list[Any]) -> str | None:
-    if len(values) == 1 and isinstance(values[0], str) and _OBJECT_ID.fullmatch(values[0]):
-        return values[0].lower()
-    return None
+def _only(values: list[Any]) -> str | None:
+    return object_id(values[0]) if len(values) == 1 else None
 
 
 def _spelled_twice(pairs: _Pairs) -> bool:

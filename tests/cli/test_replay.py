@@ -347,6 +347,7 @@ def test_state_is_rebuilt_from_events_alone(replay: Replay) -> None:
         {
             "account": ACCOUNT,
             "status": "active",
+            "role": None,
             "created_at": timestamp(NOW),
             "claim_until": timestamp(NOW + 10**6),
             "secret_version": 1,

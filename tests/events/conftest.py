@@ -55,6 +55,20 @@ class Place:
         finally:
             reader.close()
 
+    def revoked(self) -> dict[str, int]:
+        reader = SqliteReader(self.path)
+        try:
+            return reader.revoked_tokens(0)
+        finally:
+            reader.close()
+
+    def cutoffs(self) -> dict[tuple[str, str], int]:
+        reader = SqliteReader(self.path)
+        try:
+            return reader.token_cutoffs()
+        finally:
+            reader.close()
+
     def signing_keys(self) -> list[KeyRow]:
         reader = SqliteReader(self.path)
         try:

@@ -19,7 +19,7 @@ from tests.harness import until
 
 Fault = Literal["fine", "not persisted", "persisted but reported as failed", "not foreseen"]
 
-CREATE = Write("create_account", {"account": ACCOUNT, "now": 1, "claim_until": 9})
+CREATE = Write("create_account", {"account": ACCOUNT, "now": 1, "claim_until": 9, "role": None})
 CLAIM = Write("claim", {"account": ACCOUNT, "verifier": "v"})
 BREAKS: list[Fault] = ["not persisted", "persisted but reported as failed"]
 
@@ -156,7 +156,7 @@ async def test_while_one_batch_is_written_the_next_one_gathers(log: Log, place: 
 
 
 async def test_each_caller_learns_the_outcome_of_its_own_write(log: Log, place: Place) -> None:
-    nothing = Write("create_account", {"account": None, "now": 1, "claim_until": None})
+    nothing = Write("create_account", {"account": None, "now": 1, "claim_until": None, "role": None})
     log.disk.spinning.clear()
     tasks = await begun(
         log.complete(attempt(1, *DENIAL)),
@@ -345,7 +345,7 @@ async def test_what_was_queued_behind_a_failed_batch_fails_with_it(fault: Fault,
 
 
 async def test_a_write_that_the_store_cannot_even_express_fails_closed(log: Log, place: Place) -> None:
-    beyond = Write("create_account", {"account": ACCOUNT, "now": 2**63, "claim_until": None})
+    beyond = Write("create_account", {"account": ACCOUNT, "now": 2**63, "claim_until": None, "role": None})
     with pytest.raises(LogUnavailable):
         await asyncio.wait_for(log.commit(started(), write=beyond), 5)
     await until(lambda: log.ready)

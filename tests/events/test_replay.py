@@ -12,11 +12,13 @@ from events.records import (
     AccountRejected,
     AccountResumed,
     AccountSuspended,
+    AccountTokensRevoked,
     AccountVerified,
     AuditExported,
     AuthDenied,
     AuthFailed,
     AuthInterrupted,
+    ClientRejected,
     Event,
     KeyActivated,
     KeyCreated,
@@ -30,6 +32,7 @@ from events.records import (
     SecretSet,
     SecretStored,
     TokenFailed,
+    TokenRevoked,
 )
 from events.replay import (
     REASONS,
@@ -44,8 +47,7 @@ from events.replay import (
     read,
     stage_of,
 )
-from service import pipeline
-from service.contract import TABLE
+from service import contract, pipeline
 from tests.audit_log import (
     ACCOUNT,
     BUILT,
@@ -214,7 +216,7 @@ def test_the_stages_are_those_of_the_pipeline_in_its_order() -> None:
 
 
 def test_every_reason_of_the_contract_has_words() -> None:
-    assert list(REASONS) == [row.reason for row in TABLE]
+    assert list(REASONS) == list(contract.REASONS)
 
 
 # -- accounts and keys ----------------------------------------------------------------
@@ -261,7 +263,25 @@ def test_an_account_stands_as_its_events_leave_it(
     events: list[Event], status: str, version: int | None, secrets: dict[int, int | None]
 ) -> None:
     replay = replayed(CREATED, *events)
-    assert replay.accounts == {ACCOUNT: AccountState(ACCOUNT, status, NOW, NOW + 5, version, secrets)}
+    assert replay.accounts == {ACCOUNT: AccountState(ACCOUNT, status, NOW, NOW + 5, version, None, secrets)}
+
+
+def test_revocations_stand_as_their_events_leave_them_and_touch_no_secret() -> None:
+    one = TokenRevoked(recorded_at=AT, jti=rid(1), account=ACCOUNT, expires_at=9)
+    cuts = [
+        AccountTokensRevoked(recorded_at=AT, account=ACCOUNT, before=before, user_id=user)
+        for before, user in ((7, None), (6, None), (5, USER))
+    ]
+    rejected = ClientRejected(recorded_at=AT, endpoint="revoke", reason="secret_mismatch", account=OTHER)
+    replay = replayed(CREATED, SET, one, *cuts, rejected)
+    assert replay.revoked == {rid(1): 9}
+    assert replay.cutoffs == {(ACCOUNT, ""): 7, (ACCOUNT, USER): 5}
+    assert replay.accounts[ACCOUNT].secrets == {1: None}
+
+
+def test_a_role_is_the_accounts_from_its_beginning() -> None:
+    created = AccountCreated(recorded_at=AT, account=ACCOUNT, role="verifier")
+    assert replayed(created).accounts[ACCOUNT].role == "verifier"
 
 
 def test_a_secret_is_live_until_the_end_of_its_overlap() -> None:
@@ -290,6 +310,11 @@ def key_retired(until: int | None = None) -> Event:
         pytest.param([replace(CREATED, account="x")], "an account that is no ObjectId", id="account-malformed"),
         pytest.param([replace(CREATED, claim_until="soon")], "a time that is none", id="claim-until-malformed"),
         pytest.param([SUSPENDED], "changes an account that there is not", id="never-created"),
+        pytest.param(
+            [TokenRevoked(recorded_at=AT, jti=rid(1), account=ACCOUNT, expires_at=9)],
+            "revokes a token of an account that there is not",
+            id="token-of-nobody",
+        ),
         pytest.param([CREATED, SUSPENDED, SUSPENDED], "suspends an account that is suspended", id="suspended-twice"),
         pytest.param([CREATED, RESUMED], "resumes an account that is active", id="resumed-while-active"),
         pytest.param([CREATED, SET, SET], "gives secret 1 to an account that has 1", id="set-twice"),

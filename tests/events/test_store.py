@@ -31,7 +31,7 @@ def bodies(*events: Iterable[Event]) -> list[str]:
 
 
 def create(account: str = ACCOUNT) -> Write:
-    return Write("create_account", {"account": account, "now": 1, "claim_until": 9})
+    return Write("create_account", {"account": account, "now": 1, "claim_until": 9, "role": None})
 
 
 def create_with_secret(verifier: str | None = "v1") -> Write:
@@ -346,6 +346,46 @@ def keep(size: int, note: str) -> Write:
     return Write("keep_checkpoint", {"size": size, "note": note})
 
 
+def revoke(number: int, expires_at: int) -> Write:
+    return Write("revoke_token", {"jti": rid(number), "expires_at": expires_at})
+
+
+def revoke_all(before: int, user_id: str = "", account: str = ACCOUNT) -> Write:
+    return Write("revoke_tokens", {"account": account, "user_id": user_id, "before": before})
+
+
+FORGET = Write("forget_revocations", {"now": 50})
+
+
+async def test_a_token_is_revoked_once_and_forgotten_when_it_has_expired(place: Place, store: Store) -> None:
+    for write, outcome in [(revoke(1, 50), DONE), (revoke(2, 51), DONE), (revoke(1, 99), LOST)]:
+        assert await store.append(Batch([part(started(), write)])) == [outcome]
+    assert place.revoked() == {rid(1): 50, rid(2): 51}
+    assert [await store.append(Batch([part([], FORGET)])) for _ in range(2)] == [[DONE], [LOST]]
+    assert place.revoked() == {rid(2): 51}
+    assert place.bodies() == bodies(started(), started())
+
+
+async def test_revocations_are_forgotten_some_at_a_time_the_oldest_first(place: Place, store: Store) -> None:
+    await store.append(Batch([part([], revoke(number, 50 - number % 2)) for number in range(1500)]))
+    for left in (500, 0):
+        assert await store.append(Batch([part([], FORGET)])) == [DONE]
+        assert list(place.revoked().values()) == [50] * left
+
+
+async def test_tokens_revoked_up_to_a_time_stay_so_whatever_is_revoked_later(place: Place, store: Store) -> None:
+    await store.append(Batch([part([], create())]))
+    for write, outcome in [
+        (revoke_all(7), DONE),
+        (revoke_all(9), DONE),
+        (revoke_all(8), DONE),
+        (revoke_all(5, USER), DONE),
+        (revoke_all(9, account=OTHER), LOST),
+    ]:
+        assert await store.append(Batch([part(started(), write)])) == [outcome]
+    assert place.cutoffs() == {(ACCOUNT, ""): 9, (ACCOUNT, USER): 5}
+
+
 async def test_a_checkpoint_is_kept_once(place: Place, store: Store) -> None:
     for size, note, outcome in [(7, "a", DONE), (9, "b", DONE), (7, "c", LOST)]:
         assert await store.append(Batch([part([], keep(size, note))])) == [outcome]
@@ -397,7 +437,8 @@ async def test_tiles_of_tiles_are_kept_too(place: Place, store: Store) -> None:
 def test_every_write_is_in_these_tables() -> None:
     tables = [*CHANGES, *KEY_CHANGES]
     tried = {write.name for change in tables for write in change.values if isinstance(write, Write)}
-    assert tried | {keep(0, "").name} == set(_WRITES)
+    others = [keep(0, ""), revoke(0, 0), revoke_all(0), FORGET]
+    assert tried | {write.name for write in others} == set(_WRITES)
 
 
 @pytest.mark.parametrize(

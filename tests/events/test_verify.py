@@ -40,6 +40,7 @@ from tests.audit_log import (
     OTHER,
     REQUESTED,
     SIGNER,
+    USER,
     VALIDATED,
     Entry,
     Step,
@@ -47,9 +48,11 @@ from tests.audit_log import (
     checkpoint,
     claimed,
     created,
+    cut_off,
     keep,
     new_key,
     rebuild,
+    revoked,
     rewrite,
     rid,
     started,
@@ -297,8 +300,12 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         ),
         pytest.param(["UPDATE accounts SET claim_until = NULL"], None, ACCOUNT, id="window-changed"),
         pytest.param(["DELETE FROM accounts"], None, ACCOUNT, id="account-gone"),
+        pytest.param(["UPDATE accounts SET role = 'verifier'"], None, ACCOUNT, id="role-given"),
         pytest.param(
-            [f"INSERT INTO accounts VALUES ('{OTHER}', 'active', 0, NULL, NULL)"], None, OTHER, id="account-of-no-event"
+            [f"INSERT INTO accounts VALUES ('{OTHER}', 'active', 0, NULL, NULL, NULL)"],
+            None,
+            OTHER,
+            id="account-of-no-event",
         ),
         pytest.param([f"INSERT INTO secrets VALUES ('{ACCOUNT}', 2, 'v', NULL)"], None, ACCOUNT, id="second-secret"),
         pytest.param([f"INSERT INTO secrets VALUES ('{OTHER}', 1, 'v', NULL)"], None, OTHER, id="secret-of-no-account"),
@@ -321,6 +328,45 @@ def test_the_first_place_that_does_not_hold_is_named(
     assert isinstance(report.fault, Fault)
     assert report.fault.seq == seq
     assert what in report.fault.what
+
+
+LASTING = 9_000_000_000  # seconds since 1970: a token that will outlive us
+REVOCATIONS: tuple[Entry, ...] = (
+    *((revoked(number, end)) for number, end in ((3, LASTING), (4, 1), (5, LASTING))),
+    *((cut_off(before, user)) for before, user in ((7, None), (9, None), (8, None), (5, USER))),
+)
+
+
+def test_revocations_stand_in_log_and_tables_alike_until_their_tokens_have_expired(path: Path) -> None:
+    report = verified(write_log(path, *STORY, *REVOCATIONS))
+    assert report.fault is None
+    assert report.replay.revoked == {rid(3): LASTING, rid(4): 1, rid(5): LASTING}
+    assert report.replay.cutoffs == {(ACCOUNT, ""): 9, (ACCOUNT, USER): 5}
+    write_log(path, ([], Write("forget_revocations", {"now": 2})))
+    reader = SqliteReader(path)
+    assert reader.revoked_tokens(0) == {rid(3): LASTING, rid(5): LASTING}
+    reader.close()
+    assert verified(path).fault is None
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        pytest.param(f"DELETE FROM revoked_tokens WHERE jti = x'{rid(5)}'", f"token {rid(5)}", id="gone"),
+        pytest.param(f"UPDATE revoked_tokens SET expires_at = {LASTING + 1}", f"token {rid(3)}", id="changed"),
+        pytest.param(f"INSERT INTO revoked_tokens VALUES (x'{rid(9)}', {LASTING})", f"token {rid(9)}", id="added"),
+        pytest.param("DELETE FROM token_cutoffs", f"tokens of account {ACCOUNT}", id="all-gone"),
+        pytest.param("UPDATE token_cutoffs SET before = 8", f"tokens of account {ACCOUNT}", id="all-changed"),
+        pytest.param(f"INSERT INTO token_cutoffs VALUES ('{OTHER}', '', 8)", f"account {OTHER}", id="all-added"),
+    ],
+)
+def test_a_revocation_that_stands_otherwise_than_its_events_leave_it_is_named(
+    path: Path, statement: str, what: str
+) -> None:
+    fault = verified(tamper(write_log(path, *STORY, *REVOCATIONS), statement)).fault
+    assert fault is not None
+    assert fault.seq is None
+    assert what in fault.what
 
 
 def test_what_holds_before_a_fault_is_counted(path: Path) -> None:

@@ -1,0 +1,77 @@
+"""What a token is worth now: whose it is, whether it was taken back, and why it is worth nothing.
+
+Knows neither HTTP nor keys: whether a key of ours signed a text is `signed`'s to say.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from service.model import AccountDirectory, TokenProfile, frozen
+
+
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Those that every token of ours has; times are seconds since 1970."""
+
+    iss: str
+    sub: str
+    aud: str
+    client_id: str
+    account: str
+    iat: int
+    nbf: int
+    exp: int
+    jti: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    user_id: str | None = None
+
+
+class Inactive(Exception):
+    """The token is worth nothing; `reason` is for the log line alone, never for the caller."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_CLAIMS = msgspec.json.Decoder(Claims)
+
+
+@frozen
+class Tokens:
+    """`signed` is `service.keys.signed` with its keys, `is_revoked` asks the store; `now` is in microseconds."""
+
+    signed: Callable[[str], bytes | None]
+    is_revoked: Callable[[str, str, str | None, int], bool]
+    accounts: AccountDirectory
+    profile: TokenProfile
+    now: Callable[[], int]
+
+    def read(self, token: str) -> Claims:
+        """What a token of this service says that has not expired. Raises `Inactive`."""
+        payload = self.signed(token)
+        if payload is None:
+            raise Inactive("token_unknown")
+        try:
+            claims = _CLAIMS.decode(payload)
+        except msgspec.DecodeError:
+            raise Inactive("token_unknown") from None
+        if (claims.iss, claims.aud) != (self.profile.issuer, self.profile.audience):
+            raise Inactive("token_unknown")
+        if claims.exp * 1_000_000 <= self.now():
+            raise Inactive("token_expired")
+        return claims
+
+    def check(self, token: str) -> Claims:
+        """What a token says that is worth something now. Raises `Inactive`, and `events.log.StoreError`."""
+        claims = self.read(token)
+        if max(claims.iat, claims.nbf) * 1_000_000 > self.now():
+            raise Inactive("token_not_yet_valid")
+        if self.is_revoked(claims.jti, claims.account, claims.user_id, claims.iat):
+            raise Inactive("token_revoked")
+        account = self.accounts.find(claims.account)
+        if account is None:
+            raise Inactive("account_not_found")
+        if account.suspended:
+            raise Inactive("account_suspended")
+        return claims
