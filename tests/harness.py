@@ -20,6 +20,7 @@ from service import config, logs
 from service.accounts import AccountDesk
 from service.app import ACCOUNTS, LOG, READER, Service
 from service.clock import wall_clock
+from service.model import Role
 
 ACCOUNT = "5723073937d63a18396a1bae"
 OTHER_ACCOUNT = "00000000000000000000000a"
@@ -73,8 +74,15 @@ class Running:
         self.directory = service.settings.storage.directory
         self.desk = AccountDesk(service.app[LOG], service.app[READER], wall_clock, service.app[ACCOUNTS].hasher)
 
-    async def add(self, account: str = ACCOUNT, *, secret: str | None = None, claim_window_seconds: float = 60) -> None:
-        await self.desk.add(account, secret=secret, claim_window_seconds=claim_window_seconds)
+    async def add(
+        self,
+        account: str = ACCOUNT,
+        *,
+        secret: str | None = None,
+        claim_window_seconds: float = 60,
+        role: Role | None = None,
+    ) -> None:
+        await self.desk.add(account, secret=secret, claim_window_seconds=claim_window_seconds, role=role)
 
     async def post(self, body: object = None, *, path: str = "/auth", **more: Any) -> Answer:
         """POST `body`, JSON unless it is bytes, and read the answer."""
@@ -106,6 +114,12 @@ class Running:
         """Ask `/oauth/token` for one."""
         credentials = {"client_id": account, "client_secret": secret}
         return await self.form("/oauth/token", {"grant_type": "client_credentials", **credentials, **more})
+
+    async def introspect(self, token: str, *, secret: str = SECRET, account: str = ACCOUNT, **more: str) -> Answer:
+        return await self.form("/introspect", {"token": token, **more}, basic=f"{account}:{secret}")
+
+    async def revoke(self, token: str, *, secret: str = SECRET, account: str = ACCOUNT, **more: str) -> Answer:
+        return await self.form("/revoke", {"token": token, **more}, basic=f"{account}:{secret}")
 
     async def raw(self, data: bytes, *, then_close: bool = False) -> bytes:
         """Send bytes as they are over a connection of their own, and read until the service closes it."""

@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from events.records import BY_TYPE
 from service import config
 from service.__main__ import app
-from service.contract import TABLE, body
+from service.contract import OAUTH, TABLE, body
 from service.pipeline import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,13 @@ def test_events_name_stages_that_there_are_and_each_has_its_own() -> None:
     for stage in STAGES:
         makes = {stage.passed, stage.refused, stage.failed} - {None}
         assert {make.STAGE for make in makes if isinstance(make, type)} == {stage.name}  # type: ignore[attr-defined]
+
+
+def test_readme_has_the_table_of_errors_of_oauth() -> None:
+    _, _, behind = README.partition("\n\n| reason code | status | error | error_description |\n| --- | --- | --- | --- |\n")
+    rows, _, _ = behind.partition("\n\n")
+    found = [tuple(cell.strip(" `") for cell in row.strip("|").split("|")) for row in rows.splitlines()]
+    assert found == [(row.reason, str(row.status), row.error, row.description) for row in OAUTH]
 
 
 def documented() -> list[str]:

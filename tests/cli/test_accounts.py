@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from service.__main__ import app
 from tests.cli.serving import environment, serving
 from tests.conftest import Start
-from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Running, events, execute
+from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, USER, Running, events, execute
 
 Accounts = Callable[..., Result]
 
@@ -109,7 +109,37 @@ def test_bad_usage_is_refused(accounts: Accounts, arguments: list[str], message:
     assert message in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["show", "suspend", "resume", "rotate"])
+def test_a_role_is_given_with_the_account_and_shown(accounts: Accounts, tmp_path: Path) -> None:
+    assert accounts("add", ACCOUNT, "--role", "verifier").exit_code == 0
+    accounts("add", OTHER_ACCOUNT)
+    roles = {row["account"]: row["role"] for row in json.loads(accounts("list", "--format", "json").stdout)}
+    assert roles == {ACCOUNT: "verifier", OTHER_ACCOUNT: None}
+    assert json.loads(accounts("show", ACCOUNT, "--format", "json").stdout)[0]["role"] == "verifier"
+    created = [event.get("role") for event in events(tmp_path / "var" / "auth.db")]
+    assert created == ["verifier", None]
+    assert accounts("add", "--role", "root").exit_code == 2
+
+
+async def test_tokens_are_revoked_beside_a_running_service(accounts: Accounts, running: Running) -> None:
+    await running.add(secret=SECRET)
+    tokens = [(await running.token(**more)).body["access_token"] for more in ({}, {"user_id": USER})]
+
+    async def active() -> list[bool]:
+        return [(await running.introspect(token)).body["active"] for token in tokens]
+
+    assert await active() == [True, True]
+    some = accounts("revoke-tokens", ACCOUNT, "--user", USER.upper())
+    assert some.exit_code == 0
+    assert some.stderr.startswith(f"No token of user {USER} of {ACCOUNT} issued up to 20")
+    assert await active() == [True, False]
+    assert accounts("revoke-tokens", ACCOUNT).stderr.startswith(f"No token of {ACCOUNT} issued up to")
+    assert await active() == [False, False]
+    revoked = [event for event in running.events() if event["type"] == "account.tokens_revoked"]
+    assert [event.get("user_id") for event in revoked] == [USER, None]
+    assert all(event["operator"] for event in revoked)
+
+
+@pytest.mark.parametrize("verb", ["show", "suspend", "resume", "rotate", "revoke-tokens"])
 def test_what_is_not_there_is_not_found(accounts: Accounts, verb: str) -> None:
     accounts("add", OTHER_ACCOUNT)
     more = ["--secret-stdin"] if verb == "rotate" else []

@@ -6,9 +6,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus, urlencode
 
 import pytest
 from attrs import Factory, define
@@ -30,6 +31,7 @@ class Life:
     tokens: list[str] = Factory(list)
     told: dict[str, str] = Factory(dict)  # request id → reason
     unparsed: list[Answer] = Factory(list)
+    rejected: list[str] = Factory(list)  # the reasons of those that asked about a token
     before: dict[str, bytes] = Factory(dict)
     after: dict[str, bytes] = Factory(dict)
 
@@ -102,11 +104,44 @@ def send_everything(life: Life, port: int) -> None:
         b"Transfer-Encoding: chunked\r\n\r\n" + life.body("chunk"),
     ):
         life.told[send(head + broken).request_id] = "body_incomplete"
+    send_forms(life, send)
     life.unparsed = [
         send(head + b"Content-Length: 5\r\n\r\n" + life.body("short")),
         send(head + f"X {life.secret('header-name')}: {life.secret('header-value')}\r\n\r\n".encode()),
         send(life.secret("garbage").encode() + b"\r\n\r\n"),
     ]
+
+
+def send_forms(life: Life, send: Callable[[bytes], Answer]) -> None:
+    def post(path: str, fields: dict[str, str], *, basic: str | None = None, more: str = "") -> Answer:
+        body = (urlencode(fields) + more).encode()
+        head = HEAD.replace(b"/auth", path.encode()).replace(b"json", b"x-www-form-urlencoded")
+        if basic is not None:
+            name = base64.b64encode(f"{ACCOUNT}:{quote_plus(life.secret(basic))}".encode())
+            head += b"Authorization: Basic %b\r\n" % name
+        return send(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    grant = {"grant_type": "client_credentials"}
+    token = post("/oauth/token?client_secret=x", grant, basic="granted").body["access_token"]
+    in_body = {**grant, "client_id": ACCOUNT, "client_secret": life.secret("granted")}
+    life.tokens += [token, post("/oauth/token", {**in_body, life.secret("field"): "x"}).body["access_token"]]
+    refused = {
+        "secret_mismatch": post("/oauth/token", grant, basic="basic"),
+        "several_credentials": post("/oauth/token", in_body | {"client_secret": life.secret("post")}, basic="basic"),
+        "unsupported_grant_type": post("/oauth/token", {**in_body, "grant_type": life.secret("grant-type")}),
+        "repeated_parameter": post("/oauth/token", in_body, more=f"&client_secret={quote_plus(life.secret('again'))}"),
+        "account_not_object_id": post("/oauth/token", {**in_body, "client_id": life.secret("client-id")}),
+    }
+    life.told |= {answer.request_id: reason for reason, answer in refused.items()}
+
+    asked = {"token": token, "token_type_hint": life.secret("hint")}
+    for path in ("/introspect", "/revoke"):
+        assert post(path, {"token": token + life.secret("token")}, basic="granted").status == 200
+        assert post(path, asked, basic="guessed").status == 401
+        assert post(path, {**asked, "client_secret": life.secret("both")}, basic="granted").status == 400
+        assert post(path, asked, basic="granted").status == 200
+        life.rejected += ["secret_mismatch", "several_credentials"]
+    assert post("/introspect", asked, basic="granted").body == {"active": False}
 
 
 def spellings(secret: str) -> Iterator[bytes]:
@@ -125,10 +160,15 @@ def spellings(secret: str) -> Iterator[bytes]:
 
 def test_everything_sent_was_answered_and_recorded_as_what_it_was(life: Life) -> None:
     assert dict(life.select("SELECT request_id, reason FROM events WHERE type = 'auth.denied'")) == life.told
-    assert life.select("SELECT count(*) FROM events WHERE type = 'auth.granted'") == [(2,)]
+    assert life.select("SELECT count(*) FROM events WHERE type = 'auth.granted'") == [(4,)]
+    rejected = life.select("SELECT reason FROM events WHERE type = 'client.rejected' ORDER BY seq")
+    assert [reason for (reason,) in rejected] == life.rejected
+    assert life.select("SELECT count(*) FROM events WHERE type = 'token.revoked'") == [(1,)]
+    assert life.after["stdout"].count(b'"event":"introspect"') == 5
+    assert life.after["stdout"].count(b'"event":"revoke"') == 4
     assert [answer.body["error_description"] for answer in life.unparsed] == ["The request is not valid HTTP."] * 3
     assert life.after["stdout"].count(b'"event":"http.refused"') == 3
-    assert life.after["stdout"].count(b'"event":"auth"') == len(life.told) + 2
+    assert life.after["stdout"].count(b'"event":"auth"') == len(life.told) + 4
     assert life.after["stderr"] == b""
     assert life.before["auth.db-wal"]
     assert life.after["stdout"].count(b'"event":"audit.checkpoint"') >= 2
