@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import zip_longest
+from pathlib import Path
 
 import attrs
 from attrs import field, frozen, mutable
@@ -24,7 +25,7 @@ from events.checkpoint import Checkpoint, CheckpointError, Verifier, parse
 from events.chunk import Chunk, Mark, by_size, claims, differing, read_chunk
 from events.export import tiles
 from events.export.tiles import TileDirectory
-from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, frontier, tree_root
+from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, Read, frontier, tree_root
 from events.records import AuditRollbackAccepted, Event
 from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
 from events.sqlite import PAGE, BrokenTree, SqliteReader
@@ -74,7 +75,7 @@ def verify(
 
 
 def verify_tiles(
-    directory: TileDirectory,
+    path: Path,
     verifier: Verifier,
     given: Sequence[Given] = (),
     on_page: Callable[[int, int], None] = lambda done, size: None,
@@ -84,22 +85,22 @@ def verify_tiles(
     An attempt may be open at its end: what ended it came behind the checkpoint.
     """
     replay, events, fault = Replay(lambda request_id: None), 0, None
+    archive = _Archive(given, verifier, lambda size, note: False)
     try:
+        directory = TileDirectory.open(path)
         for page in tiles.verify(directory, verifier):
             for seq, body in page:
-                replay.apply(seq, read(seq, body))
-            events += len(page)
+                event = read(seq, body)
+                replay.apply(seq, event)
+                archive.note(seq, event)
+                events += 1
             on_page(events, directory.size)
-        for one in given:
-            checkpoint = verifier.open(one.note)
-            if checkpoint.size > events:
-                raise Fault(events, _shorter(events, one.source, checkpoint.size))
-            if tree_root(checkpoint.size, directory.read) != checkpoint.root:
-                raise Fault(None, f"checkpoint from another history: {one.source}, of {checkpoint.size} events")
+        archive.check(events, directory.read)
+        _check_ended(replay)
     except Fault as found:
         fault = found
     except CheckpointError as error:
-        fault = Fault(None, f"no valid signature on a checkpoint: it {error}")
+        fault = Fault(None, f"no valid signature on the checkpoint of the export: it {error}")
     return Report(events, replay, fault)
 
 
@@ -149,12 +150,11 @@ class _Reading:
         self.events = 0
         self._reader = reader
         self._verifier = verifier
-        self._given, self._unsigned = _opened(reader, verifier, given)
+        self._given = _Archive(given, verifier, self._is_kept)
         self._on_page = on_page
         self._pace = pace
         self._tree = _Tree(reader)
         self._agreed = 0  # the size of the newest kept checkpoint that is of this history
-        self._accepted: list[tuple[int, AuditRollbackAccepted]] = []
 
     def run(self) -> None:
         while (whole := self._in_whole_tiles()) - self.events > PAGE:
@@ -164,7 +164,7 @@ class _Reading:
             self._read_to(self._in_whole_tiles())
             self._read_tail()
             self._check_kept()
-            self._check_given()
+            self._given.check(self.events, self._reader.hashes, self._reader.checkpoint_before)
             self._check_ends()
         finally:
             self._reader.release()
@@ -218,8 +218,7 @@ class _Reading:
 
     def _apply(self, seq: int, event: Event) -> None:
         self.replay.apply(seq, event)
-        if isinstance(event, AuditRollbackAccepted):
-            self._accepted.append((seq, event))
+        self._given.note(seq, event)
 
     def _cut(self, chunk: Chunk, end: int, known: frozenset[str]) -> Chunk:
         """The same chunk, but only up to `end`: attempts that end behind it are open then."""
@@ -253,14 +252,13 @@ class _Reading:
 
     # -- checkpoints ------------------------------------------------------------------
 
+    def _is_kept(self, size: int, note: str) -> bool:
+        # In archived log lines there are as many checkpoints as are kept, and to check a signature takes long.
+        return (size, note) in self._reader.checkpoints(size - 1, 1)
+
     def _agreeing(self, below: int) -> int:
         """The size of the newest checkpoint of fewer events, kept or given, that is of this history; 0 if none."""
-        given = (one.size for _, one in self._given if one.size < below and self._is_root(one))
-        return max(self._agreed, *given, 0)
-
-    def _is_root(self, checkpoint: Checkpoint) -> bool:
-        """Where the tiles that it takes are known to be those of the bodies."""
-        return tree_root(checkpoint.size, self._reader.hashes) == checkpoint.root
+        return max(self._agreed, self._given.agreeing(below, self._reader.hashes))
 
     def _check_kept(self) -> None:
         surplus = [level for level, tiles in self._reader.tile_counts().items() if tiles > self._tree.tiles(level)]
@@ -270,46 +268,12 @@ class _Reading:
             claimed = claims(size, note, self._verifier)
             if isinstance(claimed, str):
                 raise Fault(self._agreed, claimed)
-            raise self._shorter("the one kept", size)
-
-    def _check_given(self) -> None:
-        agreed, abandoned = 0, None
-        for source, checkpoint in self._given:
-            if checkpoint.size > self.events:
-                fault = self._shorter(source, checkpoint.size)
-            elif self._is_root(checkpoint):
-                agreed = checkpoint.size
-                continue
-            else:
-                kept = self._reader.checkpoint_before(checkpoint.size)
-                what = f"checkpoint from another history: {source}, of {checkpoint.size} events"
-                fault = Fault(max(agreed, kept), what)
-            accepted = self._acceptance(checkpoint)
-            if accepted is None:
-                raise fault
-            what = f"abandoned, accepted at event {accepted}: {source}, of {checkpoint.size} events"
-            abandoned = abandoned or Fault(accepted, what)
-        if self._unsigned is not None:
-            raise self._unsigned
-        if abandoned is not None:
-            raise abandoned
-
-    def _shorter(self, source: str, size: int) -> Fault:
-        return Fault(self.events, _shorter(self.events, source, size))
-
-    def _acceptance(self, checkpoint: Checkpoint) -> int | None:
-        """The event by which an operator gave up the history that the checkpoint is of."""
-        for seq, event in self._accepted:
-            if seq < checkpoint.size and (event.abandoned_size is None or checkpoint.size <= event.abandoned_size):
-                return seq
-        return None
+            raise _shorter(self.events, "the one kept", size)
 
     # -- the end ----------------------------------------------------------------------
 
     def _check_ends(self) -> None:
-        lost = self.replay.lost()
-        if lost is not None:
-            raise Fault(lost.first, NO_END)
+        _check_ended(self.replay)
         repeated = self._reader.repeated_request()
         if repeated is not None:
             raise Fault(repeated, "begins an attempt whose request_id another one has")
@@ -318,28 +282,77 @@ class _Reading:
             raise Fault(None, differs)
 
 
-def _shorter(events: int, source: str, size: int) -> str:
-    return f"log shorter than checkpoint: it has {events} events, {source} has {size}"
+def _check_ended(replay: Replay) -> None:
+    lost = replay.lost()
+    if lost is not None:
+        raise Fault(lost.first, NO_END)
 
 
-def _opened(
-    reader: SqliteReader, verifier: Verifier | None, given: Sequence[Given]
-) -> tuple[list[tuple[str, Checkpoint]], Fault | None]:
-    """Each source and its checkpoint, by size, and the first one not signed by the key.
+def _shorter(events: int, source: str, size: int) -> Fault:
+    return Fault(events, f"log shorter than checkpoint: it has {events} events, {source} has {size}")
 
-    Left out is whatever is kept to the letter, and so checked with what is kept.
+
+class _Archive:
+    """The checkpoints that were kept elsewhere, and what the log says of those that are not of its history.
+
+    Left out are those that `is_kept` knows, by size and note: they are checked with the others that are kept.
     """
-    opened: list[tuple[str, Checkpoint]] = []
-    unsigned = None
-    for one in given:
-        try:
-            checkpoint = parse(one.note)
-            # The checkpoints in archived log lines are as many as those kept, and to check a signature takes long.
-            if (checkpoint.size, one.note) not in reader.checkpoints(checkpoint.size - 1, 1):
-                opened.append((one.source, checkpoint if verifier is None else verifier.open(one.note)))
-        except CheckpointError as error:
-            unsigned = unsigned or Fault(None, f"no valid signature on {one.source}: it {error}")
-    return sorted(opened, key=lambda pair: pair[1].size), unsigned
+
+    def __init__(self, given: Sequence[Given], verifier: Verifier | None, is_kept: Callable[[int, str], bool]) -> None:
+        self._accepted: list[tuple[int, AuditRollbackAccepted]] = []
+        self._unsigned: Fault | None = None
+        self._opened: list[tuple[str, Checkpoint]] = []
+        for one in given:
+            try:
+                checkpoint = parse(one.note)
+                if not is_kept(checkpoint.size, one.note):
+                    self._opened.append((one.source, checkpoint if verifier is None else verifier.open(one.note)))
+            except CheckpointError as error:
+                what = f"no valid signature on {one.source}: it {error}"
+                self._unsigned = self._unsigned or Fault(None, what)
+        self._opened.sort(key=lambda pair: pair[1].size)
+
+    def note(self, seq: int, event: Event) -> None:
+        """Remember by which event an operator gave up a history."""
+        if isinstance(event, AuditRollbackAccepted):
+            self._accepted.append((seq, event))
+
+    def agreeing(self, below: int, hashes: Read) -> int:
+        """The size of the largest of fewer than `below` events that is of this history; 0 if none.
+
+        Those `hashes` are known to be of the bodies.
+        """
+        sizes = [one.size for _, one in self._opened if one.size < below and tree_root(one.size, hashes) == one.root]
+        return max(sizes, default=0)
+
+    def check(self, events: int, hashes: Read, kept_before: Callable[[int], int] = lambda size: 0) -> None:
+        """Hold all to a log of so many events. Raises `Fault`; what was accepted comes last."""
+        agreed, abandoned = 0, None
+        for source, checkpoint in self._opened:
+            size = checkpoint.size
+            if size > events:
+                fault = _shorter(events, source, size)
+            elif tree_root(size, hashes) == checkpoint.root:
+                agreed = size
+                continue
+            else:
+                what = f"checkpoint from another history: {source}, of {size} events"
+                fault = Fault(max(agreed, kept_before(size)), what)
+            accepted = self._acceptance(size)
+            if accepted is None:
+                raise fault
+            what = f"abandoned, accepted at event {accepted}: {source}, of {size} events"
+            abandoned = abandoned or Fault(accepted, what)
+        fault_left = self._unsigned or abandoned
+        if fault_left is not None:
+            raise fault_left
+
+    def _acceptance(self, size: int) -> int | None:
+        """The event by which an operator gave up the history that a checkpoint of this size is of."""
+        for seq, event in self._accepted:
+            if seq < size and (event.abandoned_size is None or size <= event.abandoned_size):
+                return seq
+        return None
 
 
 @mutable

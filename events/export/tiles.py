@@ -62,10 +62,12 @@ class TileDirectory:
 
     @classmethod
     def open(cls, directory: Path) -> "TileDirectory":
-        """Raises `CheckpointError` where there is no checkpoint, or none that can be read."""
+        """Raises `CheckpointError` where there is no checkpoint, or none that says anything, and `OSError`."""
         try:
             note = (directory / "checkpoint").read_bytes().decode()
         except FileNotFoundError:
+            if not directory.exists():
+                raise
             raise CheckpointError("is missing") from None
         except UnicodeDecodeError:
             raise CheckpointError("is no signed note") from None

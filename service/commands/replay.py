@@ -28,7 +28,6 @@ from events.checkpoint import CheckpointError, Verifier, parse
 from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
-from events.export.tiles import TileDirectory
 from events.log import EventLog, LogUnavailable, StoreError
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
@@ -76,6 +75,8 @@ ATTEMPT_COLUMNS = (
 EVENT_COLUMNS = ("seq", "recorded_at", "type", "request_id", "account", "user_id", "stage", "reason")
 ACCOUNT_COLUMNS = ("account", "status", "role", "created_at", "claim_until", "secret_version", "live_secrets")
 VERIFY_COLUMNS = ("holds", "events", *TERMINAL.values(), "open", "fault_seq", "fault")
+
+_DECODER = json.JSONDecoder()
 
 FOLLOW_SECONDS = 0.2
 NAMED_OPEN_ATTEMPTS = 10
@@ -308,7 +309,7 @@ def verify_(
     format: FormatOption = Format.TABLE,
 ) -> None:
     """Whether the log holds from its first event to its last; names the first that does not."""
-    given = [*_checkpoints(checkpoint or []), *_logged(logs or [])]
+    given = [*map(_checkpoint, checkpoint or []), *_logged(logs or [])]
     if tiles is not None:
         if vkey is None:
             fail(Exit.USAGE, "--tiles needs the --vkey that you trust: a directory cannot vouch for itself")
@@ -349,12 +350,11 @@ def verify_(
         broken(report.fault)
 
 
-def _checkpoints(files: Sequence[Path]) -> Iterator[Given]:
-    for file in files:
-        try:
-            yield Given(str(file), file.read_bytes().decode("utf-8", "surrogateescape"))
-        except OSError as error:
-            fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
+def _checkpoint(file: Path, code: Exit = Exit.USAGE) -> Given:
+    try:
+        return Given(str(file), file.read_bytes().decode("utf-8", "surrogateescape"))
+    except OSError as error:
+        fail(code, f"cannot read {file}: {error.strerror}")
 
 
 def _logged(files: Sequence[Path]) -> Iterator[Given]:
@@ -377,16 +377,18 @@ def _logged(files: Sequence[Path]) -> Iterator[Given]:
 
 
 def _note(line: bytes) -> str | None:
-    try:
-        members = orjson.loads(line[line.index(b"{") : line.rindex(b"}") + 1])
-        return str(members["checkpoint"]) if members["event"] == "audit.checkpoint" else None
-    except (ValueError, KeyError, TypeError):
-        return None
+    text = line.decode("utf-8", "surrogateescape")
+    for begin in re.finditer("{", text):  # a shipper's own words may have one too
+        with suppress(ValueError, RecursionError):
+            members, _ = _DECODER.raw_decode(text, begin.start())
+            if members.get("event") == "audit.checkpoint" and "checkpoint" in members:
+                return str(members["checkpoint"])
+    return None
 
 
 def _verified(chosen: Settings, vkey: Verifier | None, given: Sequence[Given]) -> Report:
     if chosen.checkpoint.exists():  # read before the log is: a running service writes newer ones
-        given = [*given, *_checkpoints([chosen.checkpoint])]
+        given = [*given, _checkpoint(chosen.checkpoint, Exit.UNREADABLE)]
     with log_of(chosen) as reader, _progress() as on_page:
         verifier = vkey
         if verifier is None and (given or reader.newest_checkpoint() is not None):
@@ -406,9 +408,7 @@ def own_verifier(chosen: Settings) -> Verifier:
 def _verified_tiles(directory: Path, vkey: Verifier, given: Sequence[Given]) -> Report:
     try:
         with _progress() as on_page:
-            return verify_tiles(TileDirectory.open(directory), vkey, given, on_page)
-    except CheckpointError as error:
-        broken(Fault(None, f"the checkpoint {error}"))
+            return verify_tiles(directory, vkey, given, on_page)
     except OSError as error:
         fail(Exit.UNREADABLE, f"cannot read {directory}: {error.strerror}")
 

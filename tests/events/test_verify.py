@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from events.checkpoint import Checkpoint, Signer
 from events.codec import encode, timestamp
+from events.export.tiles import write
 from events.log import Write
 from events.merkle import EMPTY_ROOT, TILE_WIDTH
 from events.records import (
@@ -27,9 +28,9 @@ from events.records import (
     SecretRotated,
     ServiceStopped,
 )
-from events.replay import Fault, Replay, Stretch, read
+from events.replay import NO_END, Fault, Replay, Stretch, read
 from events.sqlite import PAGE, SqliteReader
-from events.verify import Given, Report, verify
+from events.verify import Given, Report, verify, verify_tiles
 from events.workers import Pace
 from tests.audit_log import (
     ACCOUNT,
@@ -828,6 +829,61 @@ def test_a_fault_that_nobody_accepted_comes_before_those_that_were(path: Path) -
     notes = [Given(f"note {size}", SIGNER.sign(Checkpoint(SIGNER.name, size, bytes(32)))) for size in (24, 25, 26)]
     assert "abandoned, accepted at event 23: note 24" in str(verified(path, *notes).fault)
     assert str(verified(path, *notes, Given("note", "x")).fault) == "no valid signature on note: it is no signed note"
+
+
+# -- an export in tiles ---------------------------------------------------------------
+
+
+def export(path: Path, size: int) -> Path:
+    """The first `size` events of the log, tree and all, and signed."""
+    with closing(SqliteReader(path)) as reader:
+        bodies = [body for _, body, *_ in reader.log_rows(0, size, size)]
+        write(path.with_name("tiles"), checkpoint(path, size), size, reader.hashes, bodies)
+    return path.with_name("tiles")
+
+
+def test_an_export_adds_up_to_what_its_log_does(tiled: Path) -> None:
+    pages = []
+    given = archived(tiled, 0, 300, 512, SIZE)
+    report = verify_tiles(export(tiled, SIZE), SIGNER.verifier, given, lambda done, size: pages.append((done, size)))
+    replay = verified(tiled).replay
+    assert (report.events, report.fault) == (SIZE, None)
+    assert attrs.evolve(report.replay, start_of=replay.start_of) == replay
+    assert pages == [(done, SIZE) for done in (256, 512, 768, 1024, SIZE)]
+
+
+def test_an_attempt_that_ends_behind_an_export_is_open(tiled: Path) -> None:
+    report = verify_tiles(export(tiled, 300), SIGNER.verifier)
+    assert (report.events, report.fault) == (300, None)
+    assert list(report.replay.open) == [rid(43)]
+
+
+@pytest.mark.parametrize(
+    ("events", "seq", "what"),
+    [
+        pytest.param(attempt(1, *DENIAL, DENIAL[-1]), 5, "belongs to no attempt", id="walk"),
+        pytest.param([*attempt(1, REQUESTED), *stopped()], 1, NO_END, id="left-behind"),
+        pytest.param([ServiceStopped(recorded_at="noon")], 1, "has a time that is none", id="event"),
+    ],
+)
+def test_an_export_of_events_that_cannot_be_does_not_hold(path: Path, events: list[Event], seq: int, what: str) -> None:
+    rewrite(write_log(path), [*started(), *events])
+    report = verify_tiles(export(path, 1 + len(events)), SIGNER.verifier)
+    assert report.fault is not None
+    assert report.fault.seq == seq
+    assert what in report.fault.what
+
+
+@pytest.mark.parametrize("size", [300, SIZE + 1])
+def test_an_export_of_another_history_does_not_hold_to_a_given_checkpoint(tiled: Path, size: int) -> None:
+    given = Given("a note", SIGNER.sign(Checkpoint(SIGNER.name, size, bytes(32))))
+    report = verify_tiles(export(tiled, SIZE), SIGNER.verifier, [*archived(tiled, 256), given])
+    assert str(report.fault) == (
+        "event 256: checkpoint from another history: a note, of 300 events"
+        if size == 300
+        else "event 1098: log shorter than checkpoint: it has 1098 events, a note has 1099"
+    )
+    assert report.events == SIZE
 
 
 # -- any log, however it is cut -------------------------------------------------------
