@@ -66,7 +66,9 @@ def test_events_name_stages_that_there_are_and_each_has_its_own() -> None:
 
 
 def test_readme_has_the_table_of_errors_of_oauth() -> None:
-    _, _, behind = README.partition("\n\n| reason code | status | error | error_description |\n| --- | --- | --- | --- |\n")
+    _, _, behind = README.partition(
+        "\n\n| reason code | status | error | error_description |\n| --- | --- | --- | --- |\n"
+    )
     rows, _, _ = behind.partition("\n\n")
     found = [tuple(cell.strip(" `") for cell in row.strip("|").split("|")) for row in rows.splitlines()]
     assert found == [(row.reason, str(row.status), row.error, row.description) for row in OAUTH]
