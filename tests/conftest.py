@@ -1,3 +1,5 @@
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from service.clock import wall_clock
 from tests.harness import Running, settings
 
 Start = Callable[..., Awaitable[Running]]
+
+CLIENTS = Path(__file__).parent / "clients"
 
 
 @pytest.fixture
@@ -35,3 +39,17 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 async def running(start: Start) -> Running:
     """A service with default settings and no account."""
     return await start()
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory whose scripts find `jose` and `openid-client`. Skips where there is nothing to run them."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not there")
+    directory = tmp_path_factory.mktemp("clients")
+    for name in ("package.json", "package-lock.json", "flow.mjs"):
+        shutil.copy(CLIENTS / name, directory)
+    install = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    installed = subprocess.run(install, cwd=directory, capture_output=True, text=True, timeout=120)
+    assert installed.returncode == 0, installed.stderr
+    return directory

@@ -17,6 +17,7 @@ from service.handler import PATHS
 from tests.conftest import Start
 from tests.faults.test_table import FAULTS, VALIDATE, Fault
 from tests.harness import ACCOUNT, JSON, OTHER_ACCOUNT, SECRET, USER, Answer, Running, answers
+from tests.http import test_introspect
 from tests.http.test_oauth_token import MALFORMED
 
 Json = dict[str, Any]
@@ -201,6 +202,26 @@ async def test_a_refusal_of_a_form_is_documented(
     running: Running, reason: str, fields: dict[str, str] | bytes, basic: str | None
 ) -> None:
     await check(running, "POST", "/oauth/token", await running.form("/oauth/token", fields, basic=basic))
+
+
+@pytest.mark.parametrize("path", ["/introspect", "/revoke"])
+@pytest.mark.parametrize(("data", "basic", "status", "reason", "error"), test_introspect.MALFORMED)
+async def test_a_refusal_at_the_endpoints_for_tokens_is_documented(
+    running: Running, path: str, data: bytes, basic: str | None, status: int, reason: str, error: str
+) -> None:
+    await check(running, "POST", path, await running.form(path, data, basic=basic))
+
+
+@pytest.mark.parametrize(("endpoint", "statement", "reason", "exception"), test_introspect.FAULTS)
+async def test_a_failure_at_the_endpoints_for_tokens_is_documented(
+    running: Running, endpoint: str, statement: str, reason: str, exception: str
+) -> None:
+    await running.add(secret=SECRET)
+    data, headers = good(f"/{endpoint}", (await running.authenticate()).body["token"])
+    running.execute(statement)
+    answer = await ask(running, "POST", f"/{endpoint}", data, headers)
+    assert answer.body["error"] == "server_error"
+    await check(running, "POST", f"/{endpoint}", answer)
 
 
 @pytest.mark.parametrize("path", ["/introspect", "/revoke"])
