@@ -41,7 +41,7 @@ def _trusted(version: tuple[int, ...]) -> bool:
     return backports or version >= _FIXED_RELEASES[-1]
 
 
-def _find_sqlite() -> Any:
+def find_sqlite() -> Any:
     """The first SQLite of the two there may be that does not lose commits. Raises `StoreError`."""
     found = []
     for name in ("pysqlite3", "sqlite3"):
@@ -194,7 +194,7 @@ class SqliteStore:
         self._path = path
         self._create = create
         self._lock_timeout_seconds = lock_timeout_seconds
-        self._sqlite = _find_sqlite()
+        self._sqlite = find_sqlite()
         self._connection: _Connection | None = None
         self._tree: _Tree | None = None  # as of this store's last commit; None where that is not known
 
@@ -518,7 +518,7 @@ class SqliteReader:
     def __init__(self, path: Path, *, lock_timeout_seconds: float = 0.0) -> None:
         self.path = path
         self.lock_timeout_seconds = lock_timeout_seconds
-        self._sqlite = _find_sqlite()
+        self._sqlite = find_sqlite()
         if not path.is_file():
             raise StoreError(f"there is no database at {path}")
         try:

@@ -45,7 +45,7 @@ from rich.table import Table
 from events.codec import timestamp
 from events.log import EventLog, Write
 from events.records import AccountCreated, SecretSet
-from events.sqlite import PAGE, SqliteReader, SqliteStore
+from events.sqlite import PAGE, SqliteReader, SqliteStore, find_sqlite
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
 from service.checkpoints import prepare
 from service.clock import wall_clock
@@ -57,6 +57,7 @@ BENCH = ROOT / "scripts" / "bench"
 HUBLER_AUTH = [str(PYTHON), "-m", "service", "--config", str(ROOT / "config.toml")]
 CONNECTIONS = 32
 COLD = [f"{number:024x}" for number in range(1, 4001)]  # more than are asked for in one turn, so that none is twice
+REVOKED_TOKENS = 1_000_000
 WRONG = '{"account": "%s", "secret": "another"}'
 EXAMPLE = '{"account": "%s", "secret": "%s"}'
 
@@ -64,6 +65,7 @@ EXAMPLE = '{"account": "%s", "secret": "%s"}'
 class Part(StrEnum):
     THROUGHPUT = "throughput"
     TREE = "tree"
+    INTROSPECTION = "introspection"
     STORM = "storm"
     MEMORY = "memory"
     LOG = "log"
@@ -221,6 +223,13 @@ def service(port: int, program: Sequence[str] = ("-m", "service")) -> Callable[[
                 stdout=output,
                 stderr=subprocess.DEVNULL,
             )
+
+    return start
+
+
+def verifying(port: int, key: Path) -> Callable[[Path], "subprocess.Popen[bytes]"]:
+    def start(folder: Path) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([str(PYTHON), str(BENCH / "verifying.py"), str(key), str(port)], cwd=folder)
 
     return start
 
@@ -433,6 +442,54 @@ def tree(run: Run) -> dict[str, Any]:
     return {**rows, "with / without": ratios(rows["with"], rows["without"])}
 
 
+def revoke(database: Path, tokens: int) -> None:
+    """Rows of tokens that nobody has, put there past the log: `replay verify` would say so."""
+    with closing(find_sqlite().connect(database, isolation_level=None)) as connection:
+        connection.execute(
+            "INSERT INTO revoked_tokens (jti, expires_at)"
+            " WITH RECURSIVE row(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM row LIMIT ?)"
+            " SELECT randomblob(16), unixepoch() + 86400 FROM row",
+            (tokens,),
+        )
+
+
+def token_of(run: Run) -> str:
+    """A token for the example account, from the service that runs."""
+    with closing(http.client.HTTPConnection("127.0.0.1", run.port, timeout=10)) as connection:
+        body = EXAMPLE % (EXAMPLE_ACCOUNT, EXAMPLE_SECRET)
+        connection.request("POST", "/auth", body, {"Content-Type": "application/json"})
+        return str(json.loads(connection.getresponse().read())["token"])
+
+
+def introspection(run: Run) -> dict[str, Any]:
+    """Asking what a token is worth, among very many that are revoked, beside verifying its signature alone."""
+    folder, chosen = prepared(run, "introspection")
+    revoke(chosen.database, REVOKED_TOKENS)
+    with started(run, warm(run), folder):
+        token = token_of(run)
+    form = f"client_id={EXAMPLE_ACCOUNT}&client_secret={EXAMPLE_SECRET}&token={token}"
+    load = Load([form], "/introspect", "application/x-www-form-urlencoded")
+    (public,) = chosen.keys_directory.glob("*.pub.pem")
+    contenders = {
+        "verifying": Contender("verifying", load, verifying(run.port, public)),
+        "introspection": Contender("introspection", load, service(run.port)),
+    }
+    task = run.progress.add_task("introspection", total=len(contenders) * run.rounds)
+    results: dict[str, list[Result]] = {name: [] for name in contenders}
+    for _ in range(run.rounds):
+        for name, contender in contenders.items():
+            with started(run, contender, folder):
+                warm_up(run, load)
+                results[name].append(run_load(run, load, connections=CONNECTIONS, seconds=run.seconds))
+            run.progress.advance(task)
+    rows = {name: summary(found) for name, found in results.items()}
+    return {
+        "revoked_tokens": REVOKED_TOKENS,
+        **rows,
+        "introspection / verifying": ratios(rows["introspection"], rows["verifying"]),
+    }
+
+
 def memory(run: Run) -> dict[str, int]:
     """Resident memory after 20,000, 100,000 and 200,000 requests, in KiB."""
     folder, _ = prepared(run, "memory")
@@ -608,6 +665,13 @@ def show_tree(console: Console, found: dict[str, Any]) -> None:
     )
 
 
+def show_introspection(console: Console, found: dict[str, Any]) -> None:
+    console.print(
+        f"Introspection, answers/s at {found['revoked_tokens']:,} revoked tokens: {spread(found['introspection'])};"
+        f" verifying alone {spread(found['verifying'])}; ratio {found['introspection / verifying']['rate']:.3f}"
+    )
+
+
 def show_memory(console: Console, found: dict[str, int]) -> None:
     sizes = (f"{size / 1024:.1f} MiB after {int(at):,} requests" for at, size in found.items())
     console.print(f"Resident memory: {', '.join(sizes)}")
@@ -636,6 +700,7 @@ def show_growth(console: Console, found: dict[str, Any]) -> None:
 PARTS: dict[Part, tuple[Callable[[Run], dict[str, Any]], Callable[[Console, dict[str, Any]], None]]] = {
     Part.THROUGHPUT: (throughput, show_throughput),
     Part.TREE: (tree, show_tree),
+    Part.INTROSPECTION: (introspection, show_introspection),
     Part.STORM: (storm, show_storm),
     Part.MEMORY: (memory, show_memory),
     Part.LOG: (log, show_log),
