@@ -723,9 +723,10 @@ def test_what_was_tampered_with_at_the_edge_of_the_tree_is_named(
     ],
 )
 def test_a_tree_rebuilt_over_what_was_tampered_with_does_not_match_its_checkpoints(
-    tiled: Path, pace: Pace, statements: Sequence[str], seq: int | None, what: str
+    tiled: Path, statements: Sequence[str], seq: int | None, what: str
 ) -> None:
-    fault = verified(rebuild(tamper(tiled, *statements)), pace=pace).fault
+    in_chunks = Pace(chunk_events=TILE_WIDTH, workers=1)
+    fault = verified(rebuild(tamper(tiled, *statements)), pace=in_chunks).fault
     assert (fault and fault.seq, fault and fault.what) == (seq, what if seq else None)
 
 
@@ -988,10 +989,10 @@ def test_an_attempt_cannot_begin_again_while_it_is_open(path: Path, pace: Pace, 
     )
 
 
-def test_a_tree_of_more_levels_is_compared_on_each(path: Path, tmp_path: Path) -> None:
+def test_a_tree_of_more_levels_is_compared_on_each(path: Path) -> None:
     count = TILE_WIDTH**2 + 300
     stops: list[Event] = [ServiceStopped(recorded_at=timestamp(NOW))] * count
-    rebuild(rewrite(write_log(path), stops))
+    rewrite(write_log(path), stops)
     keep(path, 512, TILE_WIDTH**2, TILE_WIDTH**2 + 256)
     report = verified(path, *archived(path, count))
     assert (report.events, report.fault) == (count, None)
