@@ -11,7 +11,7 @@ from itertools import count
 from attrs import frozen
 
 from events.checkpoint import Checkpoint, CheckpointError, Verifier, parse
-from events.merkle import HASH_BYTES, TILE_WIDTH, Frontier, leaf_hashes, perfect_root, split_hashes
+from events.merkle import HASH_BYTES, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL, AttemptEvent, Event
 from events.replay import Counts, Fault, Stretch, read
 from events.sqlite import LogRow, SqliteReader
@@ -48,7 +48,6 @@ class Chunk:
     begun: set[str]
     left: list[tuple[int, Event]]
     roots: list[bytes]  # of the whole tiles that are stored as their events give them
-    tail: list[bytes]  # leaf hashes behind those
     marks: list[Mark]
     fault: Fault | None
 
@@ -80,7 +79,6 @@ def read_chunk(
         begun=stretch.begun,
         left=stretch.left,
         roots=roots,
-        tail=leaves[len(roots) * TILE_WIDTH :],
         marks=list(_marks(reader, first, held, leaves, verifier)),
         fault=fault,
     )
@@ -125,27 +123,28 @@ def _unhex(text: str | None) -> bytes | None:
 def _compare(reader: SqliteReader, first: int, leaves: Sequence[bytes]) -> tuple[list[bytes], tuple[int, str] | None]:
     """The roots of the tiles that are stored as the leaves give them, and where and how the first one is not."""
     end = first + len(leaves)
-    stored = {tile: row for tile, *row in reader.tiles(0, first // TILE_WIDTH, -(-end // TILE_WIDTH))}
-    _, in_tree = reader.sizes()
+    tiles = reader.tiles(0, first // TILE_WIDTH, -(-end // TILE_WIDTH))
+    stored = {tile: ([root], joined) for tile, root, joined in tiles}
+    head, edge = reader.head()
+    over_edge = (head.size % TILE_WIDTH).bit_count()
+    stored[head.size // TILE_WIDTH] = head.nodes[len(head.nodes) - over_edge :], b"".join(edge)
     roots: list[bytes] = []
     for at in range(first, end, TILE_WIDTH):
-        if at + TILE_WIDTH > in_tree:
-            break  # of these there is no tile yet
         if at // TILE_WIDTH not in stored:
             return roots, (at, "tile missing")
-        root, joined = stored[at // TILE_WIDTH]
+        nodes, joined = stored[at // TILE_WIDTH]
         hashes = leaves[at - first : at - first + TILE_WIDTH]
-        if len(hashes) < TILE_WIDTH:  # the log ends within a tile that was whole
-            index = differing(hashes, joined[: len(hashes) * HASH_BYTES])
-            return roots, None if index is None else (at + index, _verdict(reader, at + index))
-        index = differing(hashes, joined)
-        made = perfect_root(hashes)
-        if index is None and made == root:
-            roots.append(made)
-        elif index is None or made == root:
-            return roots, (at + (index or 0), "tile changed")
-        else:
+        whole = len(hashes) == TILE_WIDTH
+        index = differing(hashes, joined if whole else joined[: len(hashes) * HASH_BYTES])
+        made = Frontier()
+        made.extend(hashes)
+        if index is not None and made.nodes != nodes:
             return roots, (at + index, _verdict(reader, at + index))
+        if not whole:
+            break  # here the log ends, or it has a gap; whether the head agrees with itself is for `verify` to find
+        if index is not None or made.nodes != nodes:
+            return roots, (at + (index or 0), "tile changed")
+        roots += made.nodes
     return roots, None
 
 
@@ -160,7 +159,10 @@ def differing(hashes: Sequence[bytes], joined: bytes) -> int | None:
 def _verdict(reader: SqliteReader, seq: int) -> str:
     """What became of event `seq`, whose leaf hash is not the stored one, as its neighbours tell."""
     tile, offset = divmod(seq, TILE_WIDTH)
-    stored = [one for _, _, joined in reader.tiles(0, tile, tile + 2) for one in split_hashes(joined)][offset:]
+    number, edge = reader.edge()
+    whole = reader.tiles(0, tile, min(tile + 2, number))
+    stored = [one for _, _, joined in whole for one in split_hashes(joined)]
+    stored = [*stored, *(edge if number < tile + 2 else [])][offset:]
     leaves = leaf_hashes(row[1] for row in reader.log_rows(seq, seq + TILE_WIDTH, TILE_WIDTH))
     if leaves[1:2] and leaves[1:2] == stored[1:2]:
         return BODY_CHANGED

@@ -556,23 +556,30 @@ class SqliteReader:
 
     def sizes(self) -> tuple[int, int]:
         """How many events there are, as `size` has it, and how many the tree has: both from one moment."""
-        log, tree = self._rows(f"SELECT ({_SIZE}), size FROM tree")[0]
-        return int(log), int(tree)
+        for log, tree in self._rows(f"SELECT ({_SIZE}), size FROM tree"):
+            return int(log), int(tree)
+        raise self._headless()
+
+    def head(self) -> tuple[Frontier, list[bytes]]:
+        """The head of the tree as the last commit left it, and the leaf hashes that no complete tile has yet.
+
+        Raises `BrokenTree` where somebody took it away.
+        """
+        for size, nodes, leaves in self._rows(_TREE):
+            return Frontier(size, split_hashes(nodes)), split_hashes(leaves)
+        raise self._headless()
+
+    def _headless(self) -> BrokenTree:
+        return BrokenTree(f"the tree in {self.path} has no head")
 
     def tree_head(self) -> Frontier:
-        """The head of the tree as the last commit left it. Raises `BrokenTree` where somebody took it away."""
-        size, nodes, _ = self._head()
-        return Frontier(size, split_hashes(nodes))
-
-    def _head(self) -> tuple[int, bytes, bytes]:
-        for size, nodes, leaves in self._rows(_TREE):
-            return size, nodes, leaves
-        raise BrokenTree(f"the tree in {self.path} has no head")
+        """The head alone, as `head` has it."""
+        return self.head()[0]
 
     def edge(self) -> tuple[int, list[bytes]]:
         """The leaf hashes that no complete tile has yet, behind the number of the tile that they will make."""
-        size, _, joined = self._head()
-        return size // TILE_WIDTH, split_hashes(joined)
+        head, leaves = self.head()
+        return head.size // TILE_WIDTH, leaves
 
     def hashes(self, level: int, first: int, end: int) -> list[bytes]:
         """`events.merkle.Read`. Raises `BrokenTree` where the tree does not reach so far."""

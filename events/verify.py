@@ -16,22 +16,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import zip_longest
-from typing import NoReturn
 
 import attrs
 from attrs import field, frozen, mutable
 
 from events.checkpoint import Checkpoint, CheckpointError, Verifier, parse
-from events.chunk import INSERTED, Chunk, Mark, by_size, claims, differing, read_chunk
+from events.chunk import Chunk, Mark, by_size, claims, differing, read_chunk
 from events.export import tiles
 from events.export.tiles import TileDirectory
-from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, perfect_root, tree_root
+from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, frontier, tree_root
 from events.records import AuditRollbackAccepted, Event
 from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
-from events.sqlite import PAGE, SqliteReader
+from events.sqlite import PAGE, BrokenTree, SqliteReader
 from events.workers import Pace, read_chunks
-
-_ENDLESS = 2**63  # events, more than any log has
 
 
 @frozen
@@ -71,6 +68,8 @@ def verify(
         reading.run()
     except Fault as found:
         fault = found
+    except BrokenTree as error:
+        fault = Fault(None, str(error))
     return Report(reading.events, reading.replay, fault)
 
 
@@ -155,7 +154,6 @@ class _Reading:
         self._pace = pace
         self._tree = _Tree(reader)
         self._agreed = 0  # the size of the newest kept checkpoint that is of this history
-        self._denied = _ENDLESS  # and of the first that is not
         self._accepted: list[tuple[int, AuditRollbackAccepted]] = []
 
     def run(self) -> None:
@@ -180,51 +178,30 @@ class _Reading:
         chunks = read_chunks(self._reader, self.events, end, self._verifier, self.replay.open, self._pace)
         with closing(chunks):
             for chunk in chunks:
-                self._merge(chunk, chunk.end)
+                self._merge(chunk)
                 self._on_page(self.events, end)
 
     def _read_tail(self) -> None:
-        """Read what lies behind the last whole tile, where the tree has the roots of subtrees and no leaf."""
+        """Read what lies behind the last whole tile, and hold the head of the tree to all that is below it."""
         size, in_tree = self._reader.sizes()
-        # Of events that the tree does not have, one is enough to say so.
-        end = min(size, in_tree + 1)
-        chunk = read_chunk(self._reader, self.events, end, self._verifier, self.replay.open)
-        head = self._reader.tree_head()
-        doubt = _doubt(chunk.first, chunk.tail, head, size)
-        if doubt is not None:
-            self._resolve(doubt, chunk)
-        self._merge(chunk, chunk.end)
-        tail = Frontier()
-        tail.extend(chunk.tail)
-        if head != Frontier(size, [*self._tree.frontier.nodes, *tail.nodes]):
-            raise Fault(None, _TREE_CHANGED)
+        end = min(size, in_tree)
+        self._merge(read_chunk(self._reader, self.events, end, self._verifier, self.replay.open))
+        head, edge = self._reader.head()
+        if len(edge) != in_tree % TILE_WIDTH or frontier(in_tree, self._reader.hashes) != head:
+            raise Fault(None, "tree changed: its head is not that of its tiles and of the leaves behind them")
+        if size != in_tree:
+            raise Fault(end, f"{by_size(size, in_tree)}, the tree has {in_tree} events")
         self._on_page(self.events, size)
-
-    def _resolve(self, doubt: "_Doubt", chunk: Chunk) -> NoReturn:
-        """Raise what is the matter: where a walk breaks off among the events in doubt, that is the place."""
-        try:
-            self._merge(chunk, doubt.first)
-        except Fault as fault:
-            if fault.seq is not None and doubt.first <= fault.seq < doubt.end:
-                where = "" if fault.seq == max(doubt.first, self._agreed) else ", here or before"
-                raise Fault(fault.seq, f"{doubt.kind}{where}: {fault.what}") from None
-            if fault.seq is None or fault.seq < doubt.first:
-                raise
-        else:
-            lost = self.replay.lost()
-            if lost is not None and doubt.first <= lost.first < doubt.end:
-                raise Fault(lost.first, f"{NO_END}: {doubt.kind}")
-        raise doubt.fault(self._agreed, self._denied)
 
     # -- one chunk behind the other ---------------------------------------------------
 
-    def _merge(self, chunk: Chunk, tree_holds: int) -> None:
-        """Add a chunk to what is before it. Checkpoints of more than `tree_holds` events are not held to the log."""
+    def _merge(self, chunk: Chunk) -> None:
+        """Add a chunk to what is before it."""
         known = frozenset(self.replay.open)
         if not known.isdisjoint(chunk.begun):
             again = read_chunk(self._reader, chunk.first, chunk.end, None, known)
             chunk = attrs.evolve(chunk, counts=again.counts, left=again.left)
-        end, fault = self._follow_tree(chunk, tree_holds) or (chunk.end, chunk.fault)
+        end, fault = self._follow_tree(chunk) or (chunk.end, chunk.fault)
         try:
             for seq, event in chunk.left:
                 if seq >= end:
@@ -253,14 +230,14 @@ class _Reading:
                 self._apply(seq, event)
         return cut
 
-    def _follow_tree(self, chunk: Chunk, tree_holds: int) -> tuple[int, Fault] | None:
+    def _follow_tree(self, chunk: Chunk) -> tuple[int, Fault] | None:
         """Where the tree or a kept checkpoint first denies the chunk."""
         done = 0
         for mark in chunk.marks:
             tiles = (mark.size - chunk.first) // TILE_WIDTH
             fault = self._tree.extend(chunk.roots[done:tiles]) or self._check(mark)
             done = tiles
-            if fault is not None and mark.size <= tree_holds:
+            if fault is not None:
                 return mark.size, fault
         fault = self._tree.extend(chunk.roots[done : (chunk.end - chunk.first) // TILE_WIDTH])
         return None if fault is None else (chunk.end, fault)
@@ -270,7 +247,6 @@ class _Reading:
             return Fault(self._agreeing(mark.size), mark.claims)
         if Frontier(mark.size, [*self._tree.frontier.nodes, *mark.nodes]).root() != mark.claims.root:
             what = f"checkpoint from another history: the one kept for {mark.size} events"
-            self._denied = min(self._denied, mark.size)
             return Fault(self._agreeing(mark.size), what)
         self._agreed = mark.size
         return None
@@ -399,77 +375,3 @@ class _Tree:
         index = differing(hashes, stored[0][2]) if stored else None
         seq = (tile * TILE_WIDTH + (index or 0)) << TILE_HEIGHT * level
         return Fault(seq, f"tile {'changed' if stored else 'missing'} on level {level} of the tree")
-
-
-# -- behind the last whole tile -------------------------------------------------------
-
-
-_TREE_CHANGED = "tree changed: its head is not that of its tiles and the events behind them"
-
-
-@frozen
-class _Doubt:
-    """That one of the events from `first` up to, not with, `end` is not what the tree has, and `kind` says how.
-
-    Where nothing else tells which one, it is that of `likely`, if there is one.
-    """
-
-    first: int
-    end: int
-    kind: str
-    likely: Fault | None = None
-
-    def fault(self, agreed: int, denied: int) -> Fault:
-        """Checkpoints say which: that of `agreed` events is of this history, that of `denied` of another."""
-        if self.likely is not None:
-            return self.likely
-        if agreed >= self.end:
-            return Fault(None, _TREE_CHANGED)
-        seq, last = max(self.first, agreed), min(self.end, denied) - 1
-        return Fault(seq, self.kind if seq == last else f"{self.kind}, here or up to event {last}")
-
-
-def _doubt(start: int, leaves: Sequence[bytes], head: Frontier, size: int) -> _Doubt | None:
-    """What the tree denies of the `leaves` from `start` on, the last of a log of `size` events.
-
-    They may include one more than the tree has, and are fewer where the log has a gap.
-    """
-    kind, there, held = by_size(size, head.size), start + len(leaves), start
-    if start + TILE_WIDTH <= head.size:
-        held = there  # the log ends within a tile that is stored, and they have been compared with it
-    else:
-        for (first, end), node in zip(_subtrees(head.size), head.nodes, strict=False):
-            if first < start:
-                continue
-            if end > there:
-                break
-            if perfect_root(leaves[first - start : end - start]) != node:
-                inserted = _inserted(start, leaves, head) if kind == INSERTED else None
-                if inserted is not None:
-                    return _Doubt(inserted, inserted, kind, Fault(inserted, kind))
-                return _Doubt(first, end, kind)
-            held = end
-    reached = min(size, head.size)
-    if size == head.size or there < reached:
-        return None
-    likely = Fault(reached, f"{kind}, the tree has {head.size} events")
-    return _Doubt(held, head.size, kind, likely)
-
-
-def _subtrees(size: int) -> Iterator[tuple[int, int]]:
-    """Where the perfect subtrees of a tree of so many leaves begin and end, largest first."""
-    first = 0
-    for height in range(size.bit_length() - 1, -1, -1):
-        if size >> height & 1:
-            yield first, first + (1 << height)
-            first += 1 << height
-
-
-def _inserted(start: int, leaves: Sequence[bytes], head: Frontier) -> int | None:
-    """The event without which the others make the head of the tree, if there is one."""
-    for index in range(len(leaves)):
-        others = Frontier()
-        others.extend([*leaves[:index], *leaves[index + 1 :]])
-        if others.nodes == head.nodes[-len(others.nodes) :]:
-            return start + index
-    return None

@@ -124,7 +124,7 @@ class Anchor:
         self._log = log
         self._reader = reader
         self._announce = announce
-        self._signed: int | None = None
+        self._signed: Checkpoint | None = None
         self.turn = asyncio.Lock()
         """Held while signing. Whoever cancels a task that signs takes it first: the file that a thread is writing
         comes all the same, and would take the place of a newer one."""
@@ -132,15 +132,22 @@ class Anchor:
     async def sign(self) -> None:
         """Sign what there is, if events have come since the last time.
 
-        Raises `LogUnavailable`, `StoreError`; then it is to be done again.
+        Raises `LogUnavailable`, `StoreError`, and then it is to be done again; and `RolledBack`: no key signs two
+        histories.
         """
         async with self.turn:
             await self._sign()
 
     async def _sign(self) -> None:
         head = self._reader.tree_head()
-        if head.size == self._signed:
-            return
+        signed = self._signed
+        if signed is not None:
+            if head.size == signed.size:
+                return
+            if head.size < signed.size or tree_root(signed.size, self._reader.hashes) != signed.root:
+                raise RolledBack(
+                    f"the log of {head.size} events is another than the one that was signed at {signed.size}"
+                )
         checkpoint = Checkpoint(self._signer.name, head.size, head.root())
         note = self._signer.sign(checkpoint)
         write = Write("keep_checkpoint", {"size": head.size, "note": note})
@@ -148,7 +155,7 @@ class Anchor:
             raise StoreError(f"cannot keep a checkpoint in {self._settings.database}")
         # A crash here leaves an older file, which speaks of less.
         await asyncio.to_thread(_write, self._settings.checkpoint, note)
-        self._signed = head.size
+        self._signed = checkpoint
         self._announce(checkpoint, note)
 
     async def keep_signing(self) -> None:
@@ -161,7 +168,7 @@ class Anchor:
         """Sign, or leave it to the next time: the checkpoints that are out speak of all that was before."""
         try:
             await self.sign()
-        except (LogUnavailable, StoreError) as error:
+        except (LogUnavailable, StoreError, RolledBack) as error:
             structlog.get_logger().error("fault", exception=type(error).__name__, where="audit.checkpoint")
 
 

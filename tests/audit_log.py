@@ -202,7 +202,8 @@ def rebuild(path: Path) -> Path:
             joined = b"".join(hashes[tile * TILE_WIDTH : (tile + 1) * TILE_WIDTH])
             connection.execute("INSERT INTO tiles VALUES (?, ?, ?, ?)", (level, tile, root, joined))
         hashes = roots
-    connection.execute("UPDATE tree SET size = ?, nodes = ?", (tree.size, b"".join(tree.nodes)))
+    edge = b"".join(leaves[tree.size - tree.size % TILE_WIDTH :])
+    connection.execute("UPDATE tree SET size = ?, nodes = ?, leaves = ?", (tree.size, b"".join(tree.nodes), edge))
     connection.commit()
     connection.close()
     return path

@@ -257,6 +257,22 @@ async def test_a_checkpoint_that_cannot_be_written_is_a_fault_and_signed_once_it
     assert "Traceback" not in service.stderr.read_text()
 
 
+async def test_a_log_that_is_changed_while_the_service_runs_is_not_signed(tmp_path: Path) -> None:
+    directory = tmp_path / "var"
+    with serving(directory, "--quickstart", AUDIT__CHECKPOINT_INTERVAL="50ms") as service:
+        await until(caught_up(service), READY_SECONDS)
+        before = announced(service.stdout)
+        execute(directory / "auth.db", "UPDATE tree SET leaves = zeroblob(length(leaves)), nodes = zeroblob(64)")
+        run(directory, "accounts", "add")  # another process, which takes the tree as it finds it
+        await until(
+            lambda: b'"exception":"RolledBack","where":"audit.checkpoint"' in service.stdout.read_bytes(), READY_SECONDS
+        )
+        assert service.stop() == 0
+        assert announced(service.stdout) == before
+    assert in_file(directory) == before[-1]
+    assert run(directory, "serve").returncode == 1
+
+
 async def test_a_checkpoint_that_cannot_be_written_at_the_stop_is_a_fault_and_no_more(tmp_path: Path) -> None:
     directory = tmp_path / "var"
     with serving(directory, AUDIT__CHECKPOINT_INTERVAL="1h") as service:

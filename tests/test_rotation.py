@@ -116,7 +116,7 @@ class TestSchedule:
         assert states(running) == ["active", "published"]
         clock.now += 1
         await until(lambda: states(running) == ["retired", "active"])
-        assert running.service.app[KEYS].active.kid == rows(running)[1].kid
+        await until(lambda: running.service.app[KEYS].active.kid == rows(running)[1].kid)
 
     async def test_a_key_that_an_operator_made_is_the_next(self, start: Start, clock: Clock) -> None:
         running = await start(clock=clock, keys=SCHEDULE)

@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -158,9 +158,6 @@ def test_what_is_written_meanwhile_is_read_too(path: Path) -> None:
     assert pages[-1] == (report.events, report.events)
 
 
-ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
-
-
 @pytest.mark.parametrize(
     ("statements", "seq", "what"),
     [
@@ -201,6 +198,64 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
             id="moved-to-no-attempt",
         ),
         pytest.param(
+            ["DELETE FROM log WHERE seq = 14", "UPDATE log SET seq = seq - 1 WHERE seq > 14"],
+            11,
+            "begins an attempt that has no terminal event",
+            id="terminal-event-closed-over",
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq = 12", "UPDATE log SET seq = seq - 1 WHERE seq > 12"],
+            12,
+            "is at position 2 of its attempt, where 1 is next",
+            id="step-closed-over",
+        ),
+        pytest.param(
+            [
+                "UPDATE log SET seq = 99 WHERE seq = 12",
+                "UPDATE log SET seq = 12 WHERE seq = 13",
+                "UPDATE log SET seq = 13 WHERE seq = 99",
+            ],
+            12,
+            "is at position 2 of its attempt, where 1 is next",
+            id="swapped",
+        ),
+        pytest.param(
+            ["INSERT INTO log SELECT 23, body, request_id, account FROM log WHERE seq = 14"],
+            23,
+            "continues an attempt that has ended",
+            id="terminal-event-twice",
+        ),
+        pytest.param(
+            ["UPDATE log SET body = replace(body, 'account.rejected', 'account.failed') WHERE seq = 13"],
+            14,
+            "is auth.denied, which cannot follow account.failed",
+            id="refusal-made-a-failure",
+        ),
+        pytest.param(
+            [
+                "DROP INDEX log_request_id",
+                "INSERT INTO log SELECT seq + 12, body, request_id, account FROM log WHERE seq BETWEEN 11 AND 14",
+            ],
+            23,
+            "begins an attempt whose request_id another one has",
+            id="attempt-replayed",
+        ),
+    ],
+)
+def test_events_that_cannot_be_are_named_though_tree_and_log_agree(
+    path: Path, statements: list[str], seq: int, what: str
+) -> None:
+    fault = verified(rebuild(tamper(write_log(path, *STORY), *statements))).fault
+    assert (fault and fault.seq, fault and fault.what) == (seq, what)
+
+
+ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
+
+
+@pytest.mark.parametrize(
+    ("statements", "seq", "what"),
+    [
+        pytest.param(
             [f"UPDATE log SET request_id = x'{rid(9)}' WHERE seq = 11"],
             11,
             "column disagrees with body: request_id",
@@ -230,56 +285,12 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
             "column disagrees with body: account",
             id="outside-a-request",
         ),
-        pytest.param(["DELETE FROM log WHERE seq = 13"], 13, "missing, event 14 stands in its place", id="deleted"),
         pytest.param(["DELETE FROM log WHERE seq = 0"], 0, "missing, event 1 stands in its place", id="first-deleted"),
-        pytest.param(
-            ["DELETE FROM log WHERE seq = 14", "UPDATE log SET seq = seq - 1 WHERE seq > 14"],
-            11,
-            "begins an attempt that has no terminal event: missing",
-            id="terminal-event-closed-over",
-        ),
-        pytest.param(
-            ["DELETE FROM log WHERE seq = 12", "UPDATE log SET seq = seq - 1 WHERE seq > 12"],
-            12,
-            "is at position 2 of its attempt, where 1 is next",
-            id="step-closed-over",
-        ),
-        pytest.param(
-            [
-                "UPDATE log SET seq = 99 WHERE seq = 12",
-                "UPDATE log SET seq = 12 WHERE seq = 13",
-                "UPDATE log SET seq = 13 WHERE seq = 99",
-            ],
-            12,
-            "is at position 2 of its attempt, where 1 is next",
-            id="swapped",
-        ),
-        pytest.param(
-            ["INSERT INTO log SELECT 23, body, request_id, account FROM log WHERE seq = 14"],
-            23,
-            "inserted, the tree has 23 events",
-            id="terminal-event-twice",
-        ),
-        pytest.param(
-            ["UPDATE log SET body = replace(body, 'account.rejected', 'account.failed') WHERE seq = 13"],
-            14,
-            "body changed, here or before: is auth.denied, which cannot follow account.failed",
-            id="refusal-made-a-failure",
-        ),
         pytest.param(
             [f"INSERT INTO log VALUES (-1, '{ANOTHER}', x'{rid(9)}', NULL)"],
             0,
             "missing, event -1 stands in its place",
             id="before-the-first",
-        ),
-        pytest.param(
-            [
-                "DROP INDEX log_request_id",
-                "INSERT INTO log SELECT seq + 12, body, request_id, account FROM log WHERE seq BETWEEN 11 AND 14",
-            ],
-            23,
-            "inserted, the tree has 23 events",
-            id="attempt-replayed",
         ),
         pytest.param(
             [f"UPDATE accounts SET status = 'suspended' WHERE account = '{ACCOUNT}'"],
@@ -439,10 +450,9 @@ def swap(one: int, other: int) -> list[str]:
 
 
 EXPORTED = encode(AuditExported(recorded_at=timestamp(NOW), format="csv", events=0))
-HEAD_CHANGED = "tree changed: its head is not that of its tiles and the events behind them"
 BEYOND = f"INSERT INTO log VALUES ({SIZE}, '{EXPORTED.decode()}', NULL, NULL)"
-
-
+HEAD_CHANGED = "tree changed: its head is not that of its tiles and of the leaves behind them"
+RENUMBERED = ", and those behind it renumbered"
 KEY = f"{SIGNER.name}+{SIGNER.verifier.key_id.hex()}"
 
 
@@ -450,41 +460,73 @@ def tile(level: int, number: int, columns: str) -> str:
     return f"UPDATE tiles SET {columns} WHERE level = {level} AND tile = {number}"
 
 
+# 0 service.started · 1, 2 key · 3 account.created · 4-10 claim · 11-14 denial · 15-28 grants · 29 service.stopped
+SMALL: tuple[Entry, ...] = (*STORY[:-1], attempt(4, *GRANT), stopped())
+TAMPERED: dict[str, tuple[Callable[[int], list[str]], str]] = {
+    "byte": (lambda at: [flip(at)], "body changed"),
+    "body-gone": (lambda at: [f"UPDATE log SET body = '' WHERE seq = {at}"], "body changed"),
+    "body-of-another-event": (
+        lambda at: [f"UPDATE log SET body = (SELECT body FROM log WHERE seq = {at + 2}) WHERE seq = {at}"],
+        "body changed",
+    ),
+    "request-id-column": (
+        lambda at: [f"UPDATE log SET request_id = NULL WHERE seq = {at}"],
+        "column disagrees with body: request_id",
+    ),
+    "account-column": (
+        lambda at: [f"UPDATE log SET account = x'{OTHER}' WHERE seq = {at}"],
+        "column disagrees with body: account",
+    ),
+    "deleted": (lambda at: [f"DELETE FROM log WHERE seq = {at}"], "missing, event {next} stands in its place"),
+    "closed-over": (
+        lambda at: [f"DELETE FROM log WHERE seq = {at}", *renumber(at + 1, -1)],
+        f"missing{RENUMBERED}",
+    ),
+    "attempt-closed-over": (
+        lambda at: [f"DELETE FROM log WHERE seq BETWEEN {at} AND {at + 6}", *renumber(at + 7, -7)],
+        f"missing{RENUMBERED}",
+    ),
+    "swapped": (lambda at: swap(at, at + 1), "body changed"),
+    "swapped-far": (lambda at: swap(at, at + 6), "body changed"),
+    "inserted": (lambda at: insert(at, EXPORTED), f"inserted{RENUMBERED}"),
+    "two-inserted": (lambda at: [*insert(at, EXPORTED), *insert(at, EXPORTED)], f"inserted{RENUMBERED}"),
+    "ends-here": (lambda at: [f"DELETE FROM log WHERE seq >= {at}"], "missing, the tree has {size} events"),
+}
+
+
+@pytest.mark.parametrize(("at", "size"), [(291, SIZE), (1033, SIZE), (15, 30)], ids=["tiles", "edge", "small"])
+@pytest.mark.parametrize(("statements", "what"), TAMPERED.values(), ids=TAMPERED)
+def test_the_first_event_that_was_tampered_with_is_named_wherever_it_is(
+    original: Path, path: Path, pace: Pace, at: int, size: int, statements: Callable[[int], list[str]], what: str
+) -> None:
+    if size == SIZE:
+        shutil.copy(original, path)
+    else:
+        write_log(path, *SMALL)
+    report = verified(tamper(path, *statements(at)), pace=pace)
+    assert (report.fault and report.fault.seq, report.events) == (at, at)
+    assert report.fault is not None
+    assert report.fault.what == what.format(next=at + 1, size=size)
+
+
+@pytest.mark.parametrize("size", [pytest.param(SIZE, id="many-tiles"), pytest.param(30, id="small")])
+def test_the_last_event_is_missed_and_one_more_is_not_the_trees(original: Path, path: Path, size: int) -> None:
+    if size == SIZE:
+        shutil.copy(original, path)
+    else:
+        write_log(path, *SMALL)
+    fuller = path.with_name("fuller.db")
+    shutil.copy(path, fuller)
+    tamper(path, f"DELETE FROM log WHERE seq = {size - 1}")
+    assert str(verified(path).fault) == f"event {size - 1}: missing, the tree has {size} events"
+    tamper(fuller, BEYOND.replace(str(SIZE), str(size)))
+    assert str(verified(fuller).fault) == f"event {size}: inserted, the tree has {size} events"
+
+
 @pytest.mark.parametrize(
     ("statements", "seq", "what"),
     [
-        pytest.param([flip(291)], 291, "body changed", id="byte"),
         pytest.param([flip(291), "DELETE FROM log WHERE seq = 400"], 291, "body changed", id="byte-before-a-gap"),
-        pytest.param(["UPDATE log SET body = '' WHERE seq = 400"], 400, "body changed", id="body-gone"),
-        pytest.param(
-            ["UPDATE log SET body = (SELECT body FROM log WHERE seq = 402) WHERE seq = 400"],
-            400,
-            "body changed",
-            id="body-of-another-event",
-        ),
-        pytest.param(swap(400, 401), 400, "body changed", id="swapped"),
-        pytest.param(
-            ["UPDATE log SET account = NULL WHERE seq = 297"],
-            297,
-            "column disagrees with body: account",
-            id="account-column",
-        ),
-        pytest.param(
-            ["UPDATE log SET request_id = NULL WHERE seq = 291"],
-            291,
-            "column disagrees with body: request_id",
-            id="request-id-column",
-        ),
-        pytest.param(
-            ["DELETE FROM log WHERE seq = 1097"], 1097, "missing, the tree has 1098 events", id="last-deleted"
-        ),
-        pytest.param(
-            ["DELETE FROM log WHERE seq >= 1010"], 1010, "missing, the tree has 1098 events", id="last-hundred-deleted"
-        ),
-        pytest.param(
-            [flip(998), "DELETE FROM log WHERE seq >= 1010"], 998, "body changed", id="byte-before-what-was-deleted"
-        ),
-        pytest.param(["DELETE FROM log WHERE seq = 400"], 400, "missing, event 401 stands in its place", id="deleted"),
         pytest.param(
             ["DELETE FROM log WHERE seq BETWEEN 400 AND 900"],
             400,
@@ -492,80 +534,23 @@ def tile(level: int, number: int, columns: str) -> str:
             id="many-deleted",
         ),
         pytest.param(
-            ["DELETE FROM log WHERE seq = 400", *renumber(401, -1)],
-            400,
-            "missing, and those behind it renumbered",
-            id="closed-over",
-        ),
-        pytest.param(
             ["DELETE FROM log WHERE seq BETWEEN 767 AND 773", *renumber(774, -7)],
             767,
-            "missing, and those behind it renumbered",
+            f"missing{RENUMBERED}",
             id="attempt-closed-over-at-the-end-of-a-tile",
         ),
         pytest.param(
             ["DELETE FROM log WHERE seq = 1023", *renumber(1024, -1)],
             1023,
-            "missing",
+            f"missing{RENUMBERED}",
             id="last-one-in-a-tile-closed-over",
         ),
-        pytest.param(insert(400, EXPORTED), 400, "inserted, and those behind it renumbered", id="inserted"),
-        pytest.param(
-            insert(1022, EXPORTED), 1022, "inserted, and those behind it renumbered", id="inserted-near-the-tail"
-        ),
-        pytest.param([BEYOND], SIZE, "inserted, the tree has 1098 events", id="inserted-behind-the-last"),
-        pytest.param(
-            [BEYOND.replace(f"({SIZE}", "(5000000000")],
-            SIZE,
-            "inserted, the tree has 1098 events",
-            id="inserted-far-behind-the-last",
-        ),
-        # Behind the last whole tile, at 1024, there are only subtrees to go by: 64, 8 and 2 leaves. And checkpoints.
-        pytest.param([flip(1033)], 1030, "body changed, here or up to event 1059", id="byte-behind-the-last-tile"),
-        pytest.param(
-            ["UPDATE log SET body = '' WHERE seq = 1096"],
-            1096,
-            "body changed: is no event: of no known type",
-            id="body-gone-behind-the-last-tile",
-        ),
-        pytest.param(
-            ["UPDATE log SET body = replace(body, '21500', '21501') WHERE seq = 1096"],
-            1096,
-            "body changed, here or up to event 1097",
-            id="byte-in-the-last-subtree",
-        ),
-        pytest.param(insert(1054, EXPORTED), 1054, "inserted", id="inserted-behind-the-last-tile"),
-        pytest.param(
-            [*insert(1054, EXPORTED), *insert(1054, EXPORTED)],
-            1030,
-            "inserted, here or up to event 1059",
-            id="two-inserted-behind-the-last-tile",
-        ),
-        pytest.param(
-            ["UPDATE tree SET nodes = CAST(substr(nodes, 1, 32) || zeroblob(32) || substr(nodes, 65) AS BLOB)"],
-            None,
-            HEAD_CHANGED,
-            id="tree-head-behind-the-last-tile",
-        ),
+        pytest.param(insert(1023, EXPORTED), 1023, f"inserted{RENUMBERED}", id="inserted-at-the-end-of-a-tile"),
         pytest.param([tile(0, 1, "root = zeroblob(32)")], 256, "tile changed", id="tile-root"),
         pytest.param([tile(0, 1, "hashes = zeroblob(32)")], 256, "tile changed", id="tile-hashes"),
         pytest.param([tile(0, 1, "hashes = CAST(hashes || x'00' AS BLOB)")], 256, "tile changed", id="tile-too-long"),
         pytest.param([tile(0, 1, "hashes = x'', root = x''")], 256, "body changed", id="tile-emptied"),
         pytest.param(["DELETE FROM tiles WHERE tile = 1"], 256, "tile missing", id="tile-deleted"),
-        pytest.param(
-            ["INSERT INTO tiles SELECT 0, 4, root, hashes FROM tiles WHERE tile = 3"],
-            None,
-            "tile inserted on level 0 of the tree, which has no events for it",
-            id="tile-added",
-        ),
-        pytest.param(
-            ["UPDATE tree SET nodes = CAST(zeroblob(32) || substr(nodes, 33) AS BLOB)"],
-            None,
-            HEAD_CHANGED,
-            id="tree-head",
-        ),
-        pytest.param(["UPDATE tree SET nodes = substr(nodes, 1, 96)"], None, HEAD_CHANGED, id="tree-head-cut"),
-        pytest.param(["UPDATE tree SET size = 1099"], 1098, "missing, the tree has 1099 events", id="tree-longer"),
         pytest.param(
             ["UPDATE checkpoints SET size = 701 WHERE size = 700"],
             512,
@@ -591,6 +576,84 @@ def test_what_was_tampered_with_is_named_and_where(
 ) -> None:
     fault = verified(tamper(tiled, *statements), pace=pace).fault
     assert (fault and fault.seq, fault and fault.what) == (seq, what)
+
+
+def nodes(*hashes: str) -> str:
+    return f"UPDATE tree SET nodes = CAST({' || '.join(hashes)} AS BLOB)"
+
+
+# Behind the last whole tile, at 1024, there are 74 leaves: the head has four nodes, of 1024, 64, 8 and 2.
+@pytest.mark.parametrize(
+    ("statements", "seq", "what"),
+    [
+        pytest.param(
+            [flip(998), "DELETE FROM log WHERE seq >= 1010"], 998, "body changed", id="byte-before-what-was-deleted"
+        ),
+        pytest.param(
+            ["DELETE FROM log WHERE seq >= 1010"],
+            1010,
+            "missing, the tree has 1098 events",
+            id="deleted-from-a-tile-on",
+        ),
+        pytest.param(
+            [BEYOND.replace(f"({SIZE}", "(5000000000")],
+            SIZE,
+            "inserted, the tree has 1098 events",
+            id="inserted-far-behind-the-last",
+        ),
+        pytest.param(
+            ["UPDATE log SET body = replace(body, '2027', '2028') WHERE seq = 1097"],
+            1097,
+            "body changed",
+            id="last-byte",
+        ),
+        pytest.param(swap(1096, 1097), 1096, "body changed", id="last-two-swapped"),
+        pytest.param(insert(1097, EXPORTED), 1097, f"inserted{RENUMBERED}", id="inserted-before-the-last"),
+        pytest.param(
+            ["INSERT INTO tiles SELECT 0, 4, root, hashes FROM tiles WHERE tile = 3"],
+            None,
+            "tile inserted on level 0 of the tree, which has no events for it",
+            id="tile-added",
+        ),
+        pytest.param([nodes("zeroblob(32)", "substr(nodes, 33)")], None, HEAD_CHANGED, id="tree-head"),
+        pytest.param(
+            [nodes("substr(nodes, 1, 32)", "zeroblob(32)", "substr(nodes, 65)")],
+            None,
+            HEAD_CHANGED,
+            id="tree-head-behind-the-last-tile",
+        ),
+        pytest.param([nodes("substr(nodes, 1, 96)")], None, HEAD_CHANGED, id="tree-head-cut"),
+        pytest.param(
+            [nodes("zeroblob(32)", "substr(nodes, 33)"), flip(1033)], 1033, "body changed", id="tree-head-and-byte"
+        ),
+        pytest.param(["UPDATE tree SET size = 1099"], None, HEAD_CHANGED, id="tree-longer"),
+        pytest.param(["UPDATE tree SET size = 1097"], None, HEAD_CHANGED, id="tree-shorter"),
+        pytest.param(["UPDATE tree SET size = 1354"], 1024, "tile missing", id="tree-longer-by-a-tile"),
+        pytest.param(["UPDATE tree SET leaves = x''"], None, HEAD_CHANGED, id="leaves-gone"),
+        pytest.param(
+            ["UPDATE tree SET leaves = CAST(zeroblob(32) || substr(leaves, 33) AS BLOB)"],
+            None,
+            HEAD_CHANGED,
+            id="leaf-changed",
+        ),
+        pytest.param(
+            ["UPDATE tree SET leaves = CAST(leaves || zeroblob(1) AS BLOB)"], None, HEAD_CHANGED, id="leaves-too-many"
+        ),
+        pytest.param(["DELETE FROM tree"], None, "the tree in {path} has no head", id="tree-gone"),
+        pytest.param(
+            ["DELETE FROM log WHERE seq >= 700", "DELETE FROM tiles WHERE tile = 3"],
+            None,
+            "the tree in {path} lacks hashes of level 1 from 0 on",
+            id="tile-deleted-behind-the-log",
+        ),
+    ],
+)
+def test_what_was_tampered_with_at_the_edge_of_the_tree_is_named(
+    tiled: Path, statements: Sequence[str], seq: int | None, what: str
+) -> None:
+    tamper(tiled, "DELETE FROM checkpoints", *statements)
+    fault = verified(tiled).fault
+    assert (fault and fault.seq, fault and fault.what) == (seq, what.format(path=tiled))
 
 
 @pytest.mark.parametrize(

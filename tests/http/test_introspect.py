@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from events.sqlite import SqliteReader
 from events.verify import verify
-from service.app import KEYS
+from service.app import KEYS, LOG, READER
 from service.clock import wall_clock
 from service.keys import SigningKey
 from service.model import Role
+from service.rotation import KeyDesk
 from tests.conftest import Start
 from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, USER, Answer, Running, answers, logged, until
 
@@ -267,6 +268,22 @@ async def test_a_token_of_an_account_that_there_is_not_is_worth_nothing(running:
     await running.add(VERIFIER, secret="verifier", role=Role.VERIFIER)
     token = signed(running)
     assert (await running.introspect(token, account=VERIFIER, secret="verifier")).body == INACTIVE
+
+
+async def test_a_token_outlives_the_change_of_its_key_and_not_its_withdrawal(running: Running) -> None:
+    await running.add()
+    token = await issue(running)
+    ring, app = running.service.app[KEYS], running.service.app
+    first = ring.active.kid
+    directory = running.service.settings.keys_directory
+    desk = KeyDesk(app[LOG], app[READER], wall_clock, directory, "EdDSA", ttl_seconds=3600)
+    await desk.activate((await desk.create()).kid)
+    await until(lambda: ring.active.kid != first)
+    assert (await running.introspect(token)).body["active"] is True
+    await desk.withdraw(first)
+    await until(lambda: ring.verifier(first) is None)
+    assert (await running.introspect(token)).body == INACTIVE
+    assert (await running.introspect(await issue(running))).body["active"] is True
 
 
 # -- revoked --------------------------------------------------------------------------
