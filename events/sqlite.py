@@ -20,7 +20,7 @@ import orjson
 from attrs import frozen, mutable
 
 from events.log import Batch, OpenAttempt, Outcome, Part, StoreError
-from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
+from events.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL
 
 T = TypeVar("T")
@@ -83,17 +83,20 @@ _APPEND = _append("?", "?")
 # GIL up once. A connection has it for itself alone; the file knows nothing of it.
 _ONE_STATEMENT = (
     "CREATE TEMP VIEW appended AS"
-    " SELECT 0 AS size, '' AS bodies, 0 AS new_size, x'' AS nodes, x'' AS leaves, '' AS tiles",
+    " SELECT 0 AS size, '' AS bodies, 0 AS new_size, x'' AS nodes, x'' AS leaves,"
+    "        '' AS tiles, x'' AS roots, x'' AS hashes",
     f"""
 CREATE TEMP TRIGGER append_all INSTEAD OF INSERT ON appended BEGIN
     SELECT raise(ABORT, 'another process appended') FROM tree WHERE size <> NEW.size;
     {_append("NEW.size", "NEW.bodies")};
     UPDATE tree SET size = NEW.new_size, nodes = NEW.nodes, leaves = NEW.leaves;
     INSERT INTO tiles (level, tile, root, hashes)
-    SELECT value ->> 0, value ->> 1, unhex(value ->> 2), unhex(value ->> 3) FROM json_each(NEW.tiles);
+    SELECT 0, value, substr(NEW.roots, key * {HASH_BYTES} + 1, {HASH_BYTES}),
+           substr(NEW.hashes, key * {TILE_WIDTH * HASH_BYTES} + 1, {TILE_WIDTH * HASH_BYTES})
+    FROM json_each(NEW.tiles);
 END""",
 )
-_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?)"
+_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 _ADD_KEY = "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
 _SIGN = "UPDATE signing_keys SET state = 'active', activated_at = :now, deactivated_at = NULL WHERE kid = :kid"
@@ -394,8 +397,10 @@ def _one_row(tree: _Tree, batch: Batch) -> Sequence[Any] | None:
     size = tree.size
     if size >> 2 * TILE_HEIGHT != size + len(bodies) >> 2 * TILE_HEIGHT:
         return None  # a tile above level 0 has to be put together from what is stored
-    tiles = [[level, tile, root.hex(), (hashes or b"").hex()] for level, tile, root, hashes in _grow(tree, bodies)]
-    return size, _array(bodies), *tree.head(), _json(tiles)
+    tiles = _grow(tree, bodies)
+    roots = b"".join(root for _, _, root, _ in tiles)
+    hashes = b"".join(hashes for *_, hashes in tiles if hashes is not None)
+    return size, _array(bodies), *tree.head(), _json([tile for _, tile, _, _ in tiles]), roots, hashes
 
 
 # Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:

@@ -58,12 +58,14 @@ class _Randomness:
 _randomness = _Randomness()
 
 
+_VERSION_AND_VARIANT = 0x7 << 76 | 0b10 << 62
+_RANDOM_BITS = (1 << 80) - 1 & ~(0xF << 76 | 0b11 << 62)
+
+
 def new_request_id() -> str:
     """A UUIDv7 (RFC 9562) as 32 hex digits: sorts by time to the millisecond, 74 random bits."""
-    random = _randomness.take(10)
-    high = (time.time_ns() // 1_000_000) << 16 | 0x7000 | random >> 68
-    low = 0b10 << 62 | random & (1 << 62) - 1
-    return f"{high:016x}{low:016x}"
+    bits = time.time_ns() // 1_000_000 << 80 | _randomness.take(10) & _RANDOM_BITS | _VERSION_AND_VARIANT
+    return bits.to_bytes(16).hex()
 
 
 def answer_headers(request_id: str) -> CIMultiDict[str]:
