@@ -288,8 +288,7 @@ def prepared(run: Run, name: str, accounts: Sequence[str] = ()) -> tuple[Path, S
 
 async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
     """Accounts whose secrets are set and nowhere remembered. One verifier serves for all: it names no account."""
-    costs = HashParameters(chosen.secrets.memory_kib, chosen.secrets.iterations, chosen.secrets.parallelism)
-    hasher = SecretHasher(secrets_key(chosen.keys_directory), costs)
+    hasher = SecretHasher(secrets_key(chosen.keys_directory), HashParameters(*chosen.secrets.costs))
     verifier = await hasher.derive(EXAMPLE_SECRET)
     hasher.close()
     log = EventLog(SqliteStore(chosen.database, create=False), wall_clock)

@@ -161,7 +161,7 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     secrets = settings.secrets
     hasher = SecretHasher(
         secrets_key(settings.keys_directory),
-        HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism),
+        HashParameters(*secrets.costs),
         workers=secrets.hash_workers,
         queue=secrets.hash_queue,
     )

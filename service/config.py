@@ -157,6 +157,11 @@ class Secrets:
     cache_entries: int = _integer(100_000, 0, 100_000_000)
     cache_ttl_seconds: float = _duration("1h")
 
+    @property
+    def costs(self) -> tuple[int, int, int]:
+        """Argon2id's, in the order that `service.verifier.HashParameters` has them."""
+        return self.memory_kib, self.iterations, self.parallelism
+
 
 _ORIGIN = r"([^\s+\x00-\x1f\x7f\ud800-\udfff]{1,256})?"
 

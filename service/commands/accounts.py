@@ -240,8 +240,7 @@ def _state(expires_at: int | None, now: int) -> str:
 
 
 def _hasher(chosen: Settings) -> SecretHasher:
-    costs = HashParameters(chosen.secrets.memory_kib, chosen.secrets.iterations, chosen.secrets.parallelism)
-    return SecretHasher(secrets_key(chosen.keys_directory), costs)
+    return SecretHasher(secrets_key(chosen.keys_directory), HashParameters(*chosen.secrets.costs))
 
 
 def _at_the_desk(

@@ -34,8 +34,7 @@ class Clock:
 async def desk(running: Running, parameters: HashParameters | None = None) -> AsyncIterator[AccountDesk]:
     """An operator's command beside the service: a connection, a reader and a hasher of its own."""
     settings = running.service.settings
-    secrets = settings.secrets
-    usual = HashParameters(secrets.memory_kib, secrets.iterations, secrets.parallelism)
+    usual = HashParameters(*settings.secrets.costs)
     hasher = SecretHasher(secrets_key(settings.keys_directory), parameters or usual)
     log = EventLog(SqliteStore(running.database, create=False), wall_clock)
     reader = SqliteReader(running.database)
