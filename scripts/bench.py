@@ -452,22 +452,25 @@ def revoke(database: Path, tokens: int) -> None:
         )
 
 
-def token_of(run: Run) -> str:
-    """A token for the example account, from the service that runs."""
+def post(run: Run, given: Load) -> dict[str, Any]:
+    """One request of the load, and its answer."""
     with closing(http.client.HTTPConnection("127.0.0.1", run.port, timeout=10)) as connection:
-        body = EXAMPLE % (EXAMPLE_ACCOUNT, EXAMPLE_SECRET)
-        connection.request("POST", "/auth", body, {"Content-Type": "application/json"})
-        return str(json.loads(connection.getresponse().read())["token"])
+        connection.request("POST", given.path, given.bodies[0], {"Content-Type": given.content_type})
+        found: dict[str, Any] = json.loads(connection.getresponse().read())
+        return found
 
 
 def introspection(run: Run) -> dict[str, Any]:
     """Asking what a token is worth, among very many that are revoked, beside verifying its signature alone."""
     folder, chosen = prepared(run, "introspection")
     revoke(chosen.database, REVOKED_TOKENS)
-    with started(run, warm(run), folder):
-        token = token_of(run)
-    form = f"client_id={EXAMPLE_ACCOUNT}&client_secret={EXAMPLE_SECRET}&token={token}"
-    load = Load([form], "/introspect", "application/x-www-form-urlencoded")
+    example = warm(run)
+    with started(run, example, folder):
+        token = post(run, example.load)["token"]
+        form = f"client_id={EXAMPLE_ACCOUNT}&client_secret={EXAMPLE_SECRET}&token={token}"
+        load = Load([form], "/introspect", "application/x-www-form-urlencoded")
+        if not post(run, load)["active"]:  # which would take less time to say
+            raise SystemExit("the token to ask about is not active")
     (public,) = chosen.keys_directory.glob("*.pub.pem")
     contenders = {
         "verifying": Contender("verifying", load, verifying(run.port, public)),
