@@ -11,7 +11,7 @@ Knows no SQL and no HTTP.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from attrs import field, frozen, mutable
 
@@ -56,6 +56,14 @@ class Part:
     closes: str | None = None
 
 
+class Waiter(NamedTuple):
+    """A caller that waits for `part`. `end`: how many events the batch had by then, if no attempt was open in it."""
+
+    part: int
+    end: int | None
+    future: asyncio.Future[Outcome]
+
+
 @mutable
 class Batch:
     """What is to be one transaction. `opened` and `closed` are attempts the batch begins or ends, not both."""
@@ -63,14 +71,39 @@ class Batch:
     parts: list[Part] = field(factory=list)
     opened: set[str] = field(factory=set)
     closed: set[str] = field(factory=set)
-    waiters: list[tuple[int, asyncio.Future[Outcome]]] = field(factory=list)
+    waiters: list[Waiter] = field(factory=list)
     size: int = 0  # events
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is events of attempts that begin and end in it, and of none, and nothing else."""
+        return len(self.parts) == 1 and self.parts[0].write is None and not self.opened and not self.closed
+
+    def wait(self, future: asyncio.Future[Outcome]) -> None:
+        """Have `future` told what becomes of the newest part."""
+        self.waiters.append(Waiter(len(self.parts) - 1, None if self.opened else self.size, future))
+
+    def split(self, waiters: int) -> "Batch":
+        """Keep the events of at most so many waiters, where no attempt is torn by that, and give the rest."""
+        rest = Batch()
+        if not self.plain or waiters >= len(self.waiters):
+            return rest
+        while waiters and (end := self.waiters[waiters - 1].end) is None:
+            waiters -= 1
+        if waiters and end is not None:
+            [part] = self.parts
+            rest.parts = [Part(part.bodies[end:])]
+            rest.size = self.size - end
+            rest.waiters = [Waiter(0, one.end and one.end - end, one.future) for one in self.waiters[waiters:]]
+            del part.bodies[end:], self.waiters[waiters:]
+            self.size = end
+        return rest
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Tell each waiter what became of its part. In the loop's thread, and only once all of it is on disk."""
-        for part, waiter in self.waiters:
-            if not waiter.done():  # a cancelled caller no longer asks
-                waiter.set_result(outcomes[part])
+        for waiter in self.waiters:
+            if not waiter.future.done():  # a cancelled caller no longer asks
+                waiter.future.set_result(outcomes[waiter.part])
 
 
 @frozen
@@ -120,6 +153,7 @@ class EventLog:
         self._owns_attempts = False
         self._writer: asyncio.Task[None]
         self._epoch = 0
+        self._answered = 0  # by the last batch, if the log was not idle since
 
     @property
     def ready(self) -> bool:
@@ -190,7 +224,7 @@ class EventLog:
                 self._pending.closed.add(closes)
         self._append(bodies, write, closes)
         waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending.waiters.append((len(self._pending.parts) - 1, waiter))
+        self._pending.wait(waiter)
         return await waiter
 
     async def close_open_attempts(self) -> None:
@@ -239,14 +273,24 @@ class EventLog:
             await self._wake.wait()
             self._wake.clear()
             while self._pending.parts:
-                batch, self._pending = self._pending, Batch()
+                batch = self._take()
                 try:
                     await self._store.append(batch)
                 except Exception as error:
                     # Whatever it is: were the writer to end here, every caller would wait for ever.
                     self._on_fault(error)
                     await self._start_over(batch)
+            self._answered = 0
             self._idle.set()
+
+    def _take(self) -> Batch:
+        # Callers that all wait for one commit leave the loop nothing to do meanwhile, and all come back at once. In
+        # two halves, the one is served while the other is written; one half has just been answered, or nobody.
+        batch = self._pending
+        half = (self._answered + len(batch.waiters) + 1) // 2
+        self._pending = batch.split(half)
+        self._answered = len(batch.waiters)
+        return batch
 
     async def _start_over(self, batch: Batch) -> None:
         # What was queued behind the failed batch may continue attempts that it began.
@@ -254,9 +298,9 @@ class EventLog:
         self._epoch += 1
         lost, self._pending = self._pending, Batch()
         self._idle.set()
-        for _, waiter in batch.waiters + lost.waiters:
-            if not waiter.done():
-                waiter.set_exception(LogUnavailable())
+        for waiter in batch.waiters + lost.waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(LogUnavailable())
         while True:
             try:
                 await self._store.close()

@@ -391,7 +391,7 @@ def _one_row(tree: _Tree, batch: Batch) -> Sequence[Any] | None:
 
     For the loop's thread: what the writer's thread does in Python, the loop would wait for all the same, and longer.
     """
-    if len(batch.parts) != 1 or batch.parts[0].write is not None or batch.opened or batch.closed:
+    if not batch.plain:
         return None
     bodies = batch.parts[0].bodies
     size = tree.size

@@ -119,6 +119,11 @@ def interrupted(number: int, position: int, account: str | None = None, user_id:
     return [AuthInterrupted(**parts, position=position, account=account, user_id=user_id)]
 
 
+def callers(log: Log) -> list[int]:
+    """How many waited for each batch."""
+    return [len(batch.waiters) for batch in log.disk.batches]
+
+
 async def all_settled(*coroutines: Awaitable[Outcome]) -> list[Outcome | BaseException]:
     return await asyncio.gather(*coroutines, return_exceptions=True)
 
@@ -151,8 +156,47 @@ async def test_while_one_batch_is_written_the_next_one_gathers(log: Log, place: 
     others = await begun(*(log.complete(attempt(number, *DENIAL)) for number in range(2, 50)))
     log.disk.spinning.set()
     assert await all_settled(*first, *others) == [Outcome.DONE] * 49
-    assert len(log.disk.batches) == 2
+    assert callers(log) == [1, 25, 23]
     assert place.bodies() == bodies(attempt(1, *GRANT), *(attempt(number, *DENIAL) for number in range(2, 50)))
+
+
+async def test_callers_who_come_at_once_are_served_in_two_halves_from_then_on(log: Log, place: Place) -> None:
+    async def caller(numbers: range) -> None:
+        for number in numbers:
+            assert await log.complete(attempt(number, *GRANT)) is Outcome.DONE
+
+    await asyncio.gather(*(caller(range(first, 320, 32)) for first in range(32)))
+    assert callers(log) == [16] * 20
+    assert sorted(place.bodies()) == sorted(bodies(*(attempt(number, *GRANT) for number in range(320))))
+
+
+async def test_one_after_the_other_never_waits_for_another(log: Log) -> None:
+    for number in range(3):
+        await log.complete(attempt(number, *GRANT))
+    assert callers(log) == [1, 1, 1]
+
+
+async def test_no_attempt_is_torn_for_the_sake_of_halves(log: Log) -> None:
+    epoch = log.begin(attempt(1, REQUESTED, VALIDATED))
+    within = await begun(*(log.complete(attempt(number, *DENIAL)) for number in range(2, 6)))
+    last = await begun(log.commit(attempt(1, *GRANT)[2:], epoch=epoch), log.complete(attempt(6, *DENIAL)))
+    assert await all_settled(*within, *last) == [Outcome.DONE] * 6
+    assert log.disk.batches[0].opened == {rid(1)}
+    assert log.disk.batches[1].closed == {rid(1)}
+    assert await log.disk.open_attempts() == []
+
+
+async def test_a_batch_is_cut_only_where_no_attempt_is_open(log: Log) -> None:
+    log.disk.spinning.clear()
+    first = await begun(log.complete(attempt(1, *DENIAL)))
+    await until(lambda: len(log.disk.batches) == 1)
+    epoch = log.begin(attempt(2, REQUESTED, VALIDATED))
+    within = await begun(*(log.complete(attempt(number, *DENIAL)) for number in range(3, 9)))
+    last = await begun(log.commit(attempt(2, *GRANT)[2:], epoch=epoch), log.complete(attempt(9, *DENIAL)))
+    log.disk.spinning.set()
+    assert await all_settled(*first, *within, *last) == [Outcome.DONE] * 9
+    assert callers(log) == [1, 8]
+    assert all(not batch.opened and not batch.closed for batch in log.disk.batches)
 
 
 async def test_each_caller_learns_the_outcome_of_its_own_write(log: Log, place: Place) -> None:
