@@ -18,7 +18,7 @@ from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
 from events.records import ClientRejected, TokenRevoked
 from service.bodies import read_form
 from service.contract import Answers, Row
-from service.handler import answer, answer_headers, new_request_id, read
+from service.handler import answer, new_request_id, read, success
 from service.model import AccountDirectory, Claim, HashFailed, Overloaded, Rejected, Role, WriteFailed
 from service.stages.validate import client_of
 from service.stages.verify_account import verify_account
@@ -137,7 +137,7 @@ class TokenEndpoints:
             reply = Reply("failed", account, reason, self.answers.row(reason), fault=fault)
         self._write_line(endpoint, request_id, reply, (time.monotonic_ns() - began_ns) / 1_000_000)
         if reply.row is None:
-            return web.Response(body=reply.body, headers=answer_headers(request_id))
+            return await success(request, request_id, reply.body)
         response = answer(reply.row, request_id)
         if raw.too_large or not raw.complete:
             response.force_close()

@@ -17,6 +17,12 @@ _PARAMETERS = {"account": "account", "accountid": "account", "secret": "secret",
 _FORM = {"client_id": "account", "client_secret": "secret", "user_id": "user_id"}
 
 
+# What nearly every body looks like, told at a tenth of what JSON takes: all of it valid, nothing in it escaped.
+_PLAIN = re.compile(
+    rb' \{ "account" : "([0-9a-f]{24})" , "secret" : "([\x20!#-\[\]-~]{1,1024})" \} '.replace(b" ", rb"[ \t\r\n]*")
+)
+
+
 class _Pairs(tuple[tuple[str, Any], ...]):
     """A JSON object with its repeats."""
 
@@ -54,6 +60,9 @@ def _of_form(request: RawRequest) -> Claim:
 
 def _of_json(request: RawRequest) -> Claim:
     check(request, "application/json")
+    if plain := _PLAIN.fullmatch(request.body):
+        account, secret = plain.groups()
+        return Claim(account.decode("ascii"), secret.decode("ascii"))
     pairs = _parse(request.body)
     subject = _subject(pairs)
 

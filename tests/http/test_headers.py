@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +51,21 @@ async def test_every_answer_has_the_headers_of_the_contract(
     assert_contract(answer.headers)
     only_sometimes = {"Allow", "WWW-Authenticate", "Retry-After"}
     assert {name: value for name, value in answer.headers.items() if name in only_sometimes} == more
+
+
+async def test_a_grant_looks_the_same_whether_its_connection_goes_on_or_ends(running: Running) -> None:
+    await running.add()
+    body = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
+    last = REQUEST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    going_on, ending = answers(await running.raw(last.replace(b"Connection: close\r\n", b"") + last))
+    (old,) = answers(await running.raw(last.replace(b"HTTP/1.1", b"HTTP/1.0")))
+    assert_contract(going_on.headers)
+    assert ending.headers.pop("Connection") == "close"
+    for answer in (going_on, ending, old):
+        assert answer.status == 200
+        assert abs(parsedate_to_datetime(answer.headers.pop("Date")).timestamp() - time.time()) < 5
+        assert len(running.types(answer.headers.pop("X-Request-ID"))) == 7
+    assert going_on.headers == ending.headers == old.headers
 
 
 async def test_a_401_says_how_to_authenticate(running: Running) -> None:

@@ -289,6 +289,17 @@ def check(found: Claim | Rejected) -> None:
 
 
 @settings(deadline=None)
+@given(
+    st.lists(st.text(" \t\r\n", max_size=3), min_size=9, max_size=9),
+    st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters='"\\'), min_size=1, max_size=40),
+)
+def test_a_body_that_is_taken_at_a_glance_is_what_json_makes_of_it(gaps: list[str], secret: str) -> None:
+    words = ["{", '"account"', ":", f'"{ACCOUNT}"', ",", '"secret"', ":", f'"{secret}"', "}"]
+    glanced = "".join(gap + word for gap, word in zip(gaps, words, strict=True))
+    read = glanced.replace('"account"', '"\\u0061ccount"')
+    assert validate(RawRequest(glanced.encode())) == validate(RawRequest(read.encode())) == Claim(ACCOUNT, secret)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_claim_or_a_refusal(data: bytes) -> None:
     check(outcome(data))
