@@ -152,6 +152,7 @@ class EventLog:
         self._ready = False
         self._owns_attempts = False
         self._writer: asyncio.Task[None]
+        self._loop: asyncio.AbstractEventLoop
         self._epoch = 0
         self._answered = 0  # by the last batch, if the log was not idle since
 
@@ -166,6 +167,7 @@ class EventLog:
         Raises `StoreError`.
         """
         self._owns_attempts = owns_attempts
+        self._loop = asyncio.get_running_loop()  # asked for once: each time is a system call
         await self._store.open()
         try:
             if owns_attempts:
@@ -223,7 +225,7 @@ class EventLog:
             else:
                 self._pending.closed.add(closes)
         self._append(bodies, write, closes)
-        waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Outcome] = self._loop.create_future()
         self._pending.wait(waiter)
         return await waiter
 
