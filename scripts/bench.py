@@ -352,6 +352,12 @@ def database_bytes(database: Path) -> int:
     return int(size)
 
 
+def commit_ms(database: Path) -> float:
+    """What one commit of a grant's events takes, in milliseconds, with nobody beside it."""
+    command = [str(PYTHON), str(BENCH / "commit.py"), str(database)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def throughput(run: Run) -> dict[str, Any]:
     """Every contender at 32 connections, the ceiling and what is held against it also at 1 and 256."""
     folder, chosen = prepared(run, "throughput", COLD)
@@ -377,8 +383,10 @@ def throughput(run: Run) -> dict[str, Any]:
         contender.name: {connections: [] for connections in contender.connections} for contender in contenders
     }
     grown: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    commits: list[float] = []
     steps = run.progress.add_task("throughput", total=run.rounds * sum(len(one.connections) for one in contenders))
     for _ in range(run.rounds):
+        commits.append(commit_ms(chosen.database))
         for contender in contenders:
             with started(run, contender, folder):
                 warm_up(run, contender.load)
@@ -398,6 +406,7 @@ def throughput(run: Run) -> dict[str, Any]:
             for other in ("ceiling", "oidc-provider")
             if other in rows
         },
+        "commit_ms": round(statistics.median(commits), 3),
         "bytes_per_granted": round(statistics.median(grown["warm"])),
         "bytes_per_refused": round(statistics.median(grown["refused: unknown account"])),
         "left_out": {} if missing is None else {"oidc-provider": missing},
@@ -652,6 +661,7 @@ def show_throughput(console: Console, found: dict[str, Any]) -> None:
     console.print(in_columns("Ratios", ("", "connections", "answers/s", "p50", "p99"), rows))
     for name, why in found["left_out"].items():
         console.print(f"{name} is left out: {why}")
+    console.print(f"One commit of a grant's events: {found['commit_ms']:.2f} ms")
     console.print(f"Bytes of database: {found['bytes_per_granted']} a grant, {found['bytes_per_refused']} a refusal")
 
 
