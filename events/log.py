@@ -57,7 +57,7 @@ class Part:
 
 
 class Waiter(NamedTuple):
-    """A caller that waits for `part`. `end`: how many events the batch had by then, if no attempt was open in it."""
+    """A caller that waits for `part`. `end` is how many events there were by then; `None` where an attempt was open."""
 
     part: int
     end: int | None
@@ -76,7 +76,7 @@ class Batch:
 
     @property
     def plain(self) -> bool:
-        """Whether it is events of attempts that begin and end in it, and of none, and nothing else."""
+        """Whether it is events alone, and neither begins nor ends an attempt that it does not end or begin."""
         return len(self.parts) == 1 and self.parts[0].write is None and not self.opened and not self.closed
 
     def wait(self, future: asyncio.Future[Outcome]) -> None:
@@ -154,7 +154,7 @@ class EventLog:
         self._writer: asyncio.Task[None]
         self._loop: asyncio.AbstractEventLoop
         self._epoch = 0
-        self._answered = 0  # by the last batch, if the log was not idle since
+        self._answered = 0  # callers of the last batch; none once the log has been idle
 
     @property
     def ready(self) -> bool:
@@ -287,7 +287,7 @@ class EventLog:
 
     def _take(self) -> Batch:
         # Callers that all wait for one commit leave the loop nothing to do meanwhile, and all come back at once. In
-        # two halves, the one is served while the other is written; one half has just been answered, or nobody.
+        # two halves, the one is served while the other is written. Whom the last batch answered is about to come back.
         batch = self._pending
         half = (self._answered + len(batch.waiters) + 1) // 2
         self._pending = batch.split(half)

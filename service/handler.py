@@ -90,7 +90,8 @@ def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response
     return web.Response(status=row.status, body=orjson.dumps(contract.body(row, detail)), headers=fields)
 
 
-_SENT = web.Response()  # what aiohttp is given for an answer that has left, so that it does nothing but go on
+# What aiohttp is given for every answer that has left, so that it does nothing but go on: never to be changed.
+_SENT = web.Response()
 _SENT._eof_sent = True
 _SENT._keep_alive = True
 

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from events.codec import decode, encode, timestamp
-from events.log import Batch, EventLog, LogFull, LogUnavailable, OpenAttempt, Outcome, Store, StoreError, Write
+from events.log import Batch, EventLog, LogFull, LogUnavailable, OpenAttempt, Outcome, Part, Store, StoreError, Write
 from events.records import TERMINAL, AttemptEvent, AuthInterrupted, Event
 from tests.audit_log import ACCOUNT, DENIAL, GRANT, NOW, REQUESTED, USER, VALIDATED, VERIFIED, attempt, rid, started
 from tests.events.conftest import Place
@@ -168,6 +168,29 @@ async def test_callers_who_come_at_once_are_served_in_two_halves_from_then_on(lo
     await asyncio.gather(*(caller(range(first, 320, 32)) for first in range(32)))
     assert callers(log) == [16] * 20
     assert sorted(place.bodies()) == sorted(bodies(*(attempt(number, *GRANT) for number in range(320))))
+
+
+async def test_what_a_cut_left_over_is_cut_again_where_an_attempt_ends() -> None:
+    batch = Batch([Part([])])
+    for size in (7, 4, 7, 4, 7):
+        batch.parts[0].bodies.extend([b"{}"] * size)
+        batch.size += size
+        batch.wait(asyncio.get_running_loop().create_future())
+    rest = batch.split(2)
+    last = rest.split(1)
+    assert [
+        (one.size, len(one.parts[0].bodies), [waiter.end for waiter in one.waiters]) for one in (batch, rest, last)
+    ] == [
+        (11, 11, [7, 11]),
+        (7, 7, [7]),
+        (11, 11, [4, 11]),
+    ]
+
+
+async def test_whom_a_batch_answered_before_the_log_was_idle_is_not_waited_for(log: Log) -> None:
+    for numbers in (range(32), range(32, 64)):
+        assert await all_settled(*(log.complete(attempt(number, *DENIAL)) for number in numbers)) == [Outcome.DONE] * 32
+    assert callers(log) == [16] * 4
 
 
 async def test_one_after_the_other_never_waits_for_another(log: Log) -> None:

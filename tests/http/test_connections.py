@@ -2,18 +2,21 @@
 
 import asyncio
 import json
+import socket
+import struct
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Start
-from tests.harness import ACCOUNT, SECRET, Running, answers, logged
+from tests.harness import ACCOUNT, SECRET, Running, answers, logged, until
 
 VALID = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
 HEAD = b"POST /auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CLOSE = b"Connection: close\r\n"
 NOT_HTTP = {"error": "Validation", "error_description": "The request is not valid HTTP."}
 PARSER_ERRORS = {"BadHttpMessage", "BadHttpMethod", "BadStatusLine", "InvalidHeader", "InvalidURLError", "LineTooLong"}
+RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: what closes the socket resets the connection
 TLS_HELLO = bytes.fromhex("16030100a5010000a10303") + bytes(160)
 
 
@@ -68,6 +71,22 @@ async def test_a_caller_that_has_said_all_it_will_is_still_answered(running: Run
     writer.close()
     assert answer.status == 200
     assert len(running.types(answer.request_id)) == 7
+
+
+async def test_a_caller_that_leaves_before_its_answer_is_on_record_and_no_fault(start: Start, tmp_path: Path) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start()
+        await running.add()
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(HEAD + with_length(VALID))
+            await writer.drain()
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            writer.transport.abort()
+        await until(lambda: [event["type"] for event in running.events()].count("auth.granted") == 20)
+        assert (await running.authenticate()).status == 200
+    assert [line["event"] for line in lines].count("auth") == 21
+    assert "fault" not in {line["event"] for line in lines}
 
 
 @pytest.mark.parametrize(

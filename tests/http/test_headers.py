@@ -66,6 +66,12 @@ async def test_a_grant_looks_the_same_whether_its_connection_goes_on_or_ends(run
         assert abs(parsedate_to_datetime(answer.headers.pop("Date")).timestamp() - time.time()) < 5
         assert len(running.types(answer.headers.pop("X-Request-ID"))) == 7
     assert going_on.headers == ending.headers == old.headers
+    kept = b"HTTP/1.0\r\nConnection: keep-alive\r\n"
+    older = await running.raw(
+        last.replace(b"Connection: close\r\n", b"").replace(b"HTTP/1.1\r\n", kept), then_close=True
+    )
+    assert older.startswith(b"HTTP/1.0 200 ")
+    assert answers(older)[0].headers["Connection"] == "keep-alive"
 
 
 async def test_a_401_says_how_to_authenticate(running: Running) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.contract import TABLE
 from service.model import Claim, RawRequest, Rejected, Subject
-from service.stages.validate import validate
+from service.stages.validate import _PLAIN, validate
 from tests.harness import ACCOUNT, SECRET, USER
 
 REASONS = {row.reason for row in TABLE if row.stages == ("validate",)}
@@ -279,6 +279,11 @@ def outcome(data: bytes) -> Claim | Rejected:
         return refused
 
 
+def read_as_json(data: bytes) -> bytes:
+    """The same in JSON, and nothing to be taken at a glance."""
+    return data.replace(b'"account"', b'"\\u0061ccount"')
+
+
 def check(found: Claim | Rejected) -> None:
     if isinstance(found, Rejected):
         assert found.reason in REASONS
@@ -295,11 +300,23 @@ def check(found: Claim | Rejected) -> None:
 )
 def test_a_body_that_is_taken_at_a_glance_is_what_json_makes_of_it(gaps: list[str], secret: str) -> None:
     words = ["{", '"account"', ":", f'"{ACCOUNT}"', ",", '"secret"', ":", f'"{secret}"', "}"]
-    glanced = "".join(gap + word for gap, word in zip(gaps, words, strict=True))
-    read = glanced.replace('"account"', '"\\u0061ccount"')
-    assert validate(RawRequest(glanced.encode())) == validate(RawRequest(read.encode())) == Claim(ACCOUNT, secret)
+    glanced = "".join(gap + word for gap, word in zip(gaps, words, strict=True)).encode()
+    assert _PLAIN.fullmatch(glanced)
+    assert validate(RawRequest(glanced)) == validate(RawRequest(read_as_json(glanced))) == Claim(ACCOUNT, secret)
 
 
+@pytest.mark.parametrize(
+    "byte", [b"\0", b"\x0b", b"\x0c", b"\x1f", b"\x7f", b"\xa0", b"\xff", b'"', b"\\", b"\xef\xbb\xbf"]
+)
+def test_a_byte_more_anywhere_means_at_a_glance_what_it_means_to_json(byte: bytes) -> None:
+    data = members()
+    for at in range(len(data) + 1):
+        changed = data[:at] + byte + data[at:]
+        found, read = outcome(changed), outcome(read_as_json(changed))
+        assert found == read or str(found) == str(read) in REASONS
+
+
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_claim_or_a_refusal(data: bytes) -> None:
     check(outcome(data))
