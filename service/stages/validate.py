@@ -19,7 +19,9 @@ _FORM = {"client_id": "account", "client_secret": "secret", "user_id": "user_id"
 
 # What nearly every body looks like: all of it valid, nothing in it escaped. To see that takes a fourth of `_of_json`.
 _PLAIN = re.compile(
-    rb' \{ "account" : "([0-9a-f]{24})" , "secret" : "([\x20!#-\[\]-~]{1,1024})" \} '.replace(b" ", rb"[ \t\r\n]*")
+    (rb' \{ "account" : "([0-9a-f]{24})" , "secret" : "([\x20!#-\[\]-~]{1,%d})" \} ' % MAX_SECRET_BYTES).replace(
+        b" ", rb"[ \t\r\n]*"
+    )
 )
 
 
