@@ -1,29 +1,26 @@
 """The SQLite store: every statement there is, and the rules under which one may run.
 
-One connection writes, through aiosqlite, a transaction a call; it alone is handed a
-batch. Readers open the file `mode=ro`. A commit is on disk when it returns (WAL,
-`synchronous=FULL`). Nothing here knows what an event means beyond the columns that
+One connection writes, a transaction a batch; who has it in which thread or process is
+for `stores` to say. Readers open the file `mode=ro`. A commit is on disk when it returns
+(WAL, `synchronous=FULL`). Nothing here knows what an event means beyond the columns that
 look it up.
 """
 
-import asyncio
 import importlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import aiosqlite
 import orjson
 from attrs import frozen, mutable
 
-from events.log import Batch, OpenAttempt, Outcome, Part, StoreError
-from events.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
+from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL
-
-T = TypeVar("T")
 
 APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
 SCHEMA_VERSION = 3
@@ -57,46 +54,22 @@ def find_sqlite() -> Any:
 
 # What the writer runs, in the order a batch needs it.
 _SIZE = "SELECT coalesce(max(seq) + 1, 0) FROM log"
+_TREE_SIZE = "SELECT size FROM tree"
 _TREE = "SELECT size, nodes, leaves FROM tree"
 _MOVE = "UPDATE tree SET size = ?, nodes = ?, leaves = ?"
 _TILE = "INSERT INTO tiles (level, tile, root, hashes) VALUES (?, ?, ?, ?)"
 _TILE_ROOTS = "SELECT root FROM tiles WHERE level = ? AND tile >= ? AND tile < ? ORDER BY tile"
 _OPEN = "INSERT INTO open_attempts (request_id) SELECT unhex(value) FROM json_each(?)"
 _CLOSE = "DELETE FROM open_attempts WHERE request_id IN (SELECT unhex(value) FROM json_each(?))"
-
-
-def _append(size: str, bodies: str) -> str:
-    return f"""
+_APPEND = f"""
 INSERT INTO log (seq, body, request_id, account)
-SELECT {size} + key,
+SELECT ? + key,
        value,
        CASE WHEN json_extract(value, '$.position') = 0 THEN unhex(json_extract(value, '$.request_id')) END,
        CASE WHEN json_extract(value, '$.request_id') IS NULL
               OR json_extract(value, '$.type') IN ({", ".join(f"'{tag}'" for tag in TERMINAL)})
             THEN unhex(json_extract(value, '$.account')) END
-FROM json_each({bodies})"""
-
-
-_APPEND = _append("?", "?")
-
-# What a loaded service commits is a row put into this view: one statement, and so one transaction, that gives the
-# GIL up once. A connection has it for itself alone; the file knows nothing of it.
-_ONE_STATEMENT = (
-    "CREATE TEMP VIEW appended AS"
-    " SELECT 0 AS size, '' AS bodies, 0 AS new_size, x'' AS nodes, x'' AS leaves,"
-    "        '' AS tiles, x'' AS roots, x'' AS hashes",
-    f"""
-CREATE TEMP TRIGGER append_all INSTEAD OF INSERT ON appended BEGIN
-    SELECT raise(ABORT, 'another process appended') FROM tree WHERE size <> NEW.size;
-    {_append("NEW.size", "NEW.bodies")};
-    UPDATE tree SET size = NEW.new_size, nodes = NEW.nodes, leaves = NEW.leaves;
-    INSERT INTO tiles (level, tile, root, hashes)
-    SELECT 0, value, substr(NEW.roots, key * {HASH_BYTES} + 1, {HASH_BYTES}),
-           substr(NEW.hashes, key * {TILE_WIDTH * HASH_BYTES} + 1, {TILE_WIDTH * HASH_BYTES})
-    FROM json_each(NEW.tiles);
-END""",
-)
-_APPEND_ALL = "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+FROM json_each(?)"""
 
 _ADD_KEY = "INSERT INTO signing_keys (kid, alg, state, created_at) VALUES (:kid, :alg, 'published', :now)"
 _SIGN = "UPDATE signing_keys SET state = 'active', activated_at = :now, deactivated_at = NULL WHERE kid = :kid"
@@ -176,101 +149,63 @@ class BrokenTree(StoreError):
     """The tree lacks hashes that its size says it has."""
 
 
-class _Connection(aiosqlite.Connection):
-    async def run(self, function: Callable[[Any], T]) -> T:
-        """Call `function` with the connection, on its thread: one hop for a whole transaction."""
-        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]
-        return result
+class SqliteWriter:
+    """The writing side of `path`, for one thread at a time. `lock_timeout_seconds` bounds the wait for another process.
 
-    async def close(self) -> None:
-        """Close, and see the thread end: after a connect that failed, it still has a result to hand to the loop."""
-        try:
-            await super().close()
-        finally:
-            self._thread.join()
-
-
-class SqliteStore:
-    """The writing side of `path`. `lock_timeout_seconds` bounds the wait for another process's transaction."""
+    Every method but `close` raises `StoreError`.
+    """
 
     def __init__(self, path: Path, *, create: bool, lock_timeout_seconds: float = 2.0) -> None:
-        self._path = path
+        self.path = path
         self._create = create
         self._lock_timeout_seconds = lock_timeout_seconds
         self._sqlite = find_sqlite()
-        self._connection: _Connection | None = None
-        self._tree: _Tree | None = None  # as of this store's last commit; None where that is not known
+        self._tree: _Tree | None = None  # as of the last commit; None where that is not known
 
     @property
     def sqlite_version(self) -> str:
         return str(self._sqlite.sqlite_version)
 
-    async def open(self) -> None:
-        """Connect, and lay the schema in a new file. Raises `StoreError`."""
+    def connect(self) -> Any:
+        """Open the connection that the other methods are called with, and lay the schema in a new file."""
+        self._tree = None
         if self._create:
             # SQLite gives its -wal and -shm files the mode of the database.
             try:
-                os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             except OSError as error:
-                raise StoreError(f"cannot open {self._path}: {error.strerror}") from None
-        try:
-            self._connection = connection = _Connection(self._connect, iter_chunk_size=64)
-            await connection
-            await connection.run(self._prepare)
-        except (self._sqlite.Error, StoreError) as error:
-            await self.close()
-            raise _store_error("cannot open", self._path, error) from None
-
-    async def close(self) -> None:
-        """Let go of the file, whatever state it is in."""
-        connection, self._connection = self._connection, None
-        self._tree = None
-        if connection is not None:
-            await connection.close()
-
-    async def append(self, batch: Batch) -> Sequence[Outcome]:
-        """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
-        loop = asyncio.get_running_loop()
-        tree, self._tree = self._tree, None
-        row = None if tree is None else _one_row(tree, batch)
-
-        def commit(connection: Any) -> list[Outcome]:
-            if row is not None and self._append_row(connection, row):
-                self._tree = tree
-                outcomes = [Outcome.DONE]
-            else:
-                # A tree that was grown for the row speaks of what did not happen.
-                outcomes = self._append(connection, batch, None if row is not None else tree)
-            # Straight to those who wait: by way of this coroutine it would take the loop one more turn.
-            loop.call_soon_threadsafe(batch.settle, outcomes)
-            return outcomes
-
-        try:
-            return await self._writer().run(commit)
-        except self._sqlite.Error as error:
-            raise _store_error("cannot write", self._path, error) from None
-
-    async def open_attempts(self) -> list[OpenAttempt]:
-        """The attempts on disk that have no terminal event. Raises `StoreError`."""
-        try:
-            return await self._writer().run(_open_attempts)
-        except self._sqlite.Error as error:
-            raise _store_error("cannot read", self._path, error) from None
-
-    def _writer(self) -> _Connection:
-        if self._connection is None:
-            raise StoreError(f"{self._path} is not open")
-        return self._connection
-
-    def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection = self._sqlite.connect(
-            f"{self._path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            timeout=self._lock_timeout_seconds,
-            check_same_thread=False,
-        )
+                raise StoreError(f"cannot open {self.path}: {error.strerror}") from None
+        with self._named("cannot open"):
+            connection = self._sqlite.connect(
+                f"{self.path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                isolation_level=None,
+                timeout=self._lock_timeout_seconds,
+                check_same_thread=False,
+            )
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
         return connection
+
+    def append(self, connection: Any, batch: Batch) -> list[Outcome]:
+        """Commit `batch`, and say what became of each part. After an error nothing is known of any."""
+        with self._named("cannot write"):
+            return self._append(connection, batch)
+
+    def open_attempts(self, connection: Any) -> list[OpenAttempt]:
+        """The attempts on disk that have no terminal event."""
+        with self._named("cannot read"):
+            return _open_attempts(connection)
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self._sqlite.Error as error:
+            raise _store_error(what, self.path, error) from None
 
     def _prepare(self, connection: Any) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -286,26 +221,19 @@ class SqliteStore:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            _check_schema(connection, self._path)
-            for statement in _ONE_STATEMENT:
-                connection.execute(statement)
+            _check_schema(connection, self.path)
         except BaseException:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 
-    def _append_row(self, connection: Any, row: Sequence[Any]) -> bool:
-        try:
-            connection.execute(_APPEND_ALL, row)
-        except self._sqlite.IntegrityError:  # the head has moved; or whatever it was, the other way meets it too
-            return False
-        return True
-
-    def _append(self, connection: Any, batch: Batch, tree: "_Tree | None") -> list[Outcome]:
+    def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
+        tree, self._tree = self._tree, None
         connection.execute("BEGIN IMMEDIATE")
         try:
-            size, nodes, leaves = connection.execute(_TREE).fetchone()
+            (size,) = connection.execute(_TREE_SIZE).fetchone()
             if tree is None or tree.size != size:  # another process appended
+                size, nodes, leaves = connection.execute(_TREE).fetchone()
                 tree = _Tree(Frontier(size, split_hashes(nodes)), split_hashes(leaves))
             if batch.opened:
                 connection.execute(_OPEN, (_json(batch.opened),))
@@ -386,23 +314,6 @@ def _grow(tree: _Tree, bodies: list[bytes]) -> list[tuple[int, int, bytes, bytes
     return tiles
 
 
-def _one_row(tree: _Tree, batch: Batch) -> Sequence[Any] | None:
-    """The row for `_APPEND_ALL`, with the tree grown already; `None` for a batch that is more than events.
-
-    For the loop's thread: what the writer's thread does in Python, the loop would wait for all the same, and longer.
-    """
-    if not batch.plain:
-        return None
-    bodies = batch.parts[0].bodies
-    size = tree.size
-    if size >> 2 * TILE_HEIGHT != size + len(bodies) >> 2 * TILE_HEIGHT:
-        return None  # a tile above level 0 has to be put together from what is stored
-    tiles = _grow(tree, bodies)
-    roots = b"".join(root for _, _, root, _ in tiles)
-    hashes = b"".join(hashes for *_, hashes in tiles if hashes is not None)
-    return size, _array(bodies), *tree.head(), _json([tile for _, tile, _, _ in tiles]), roots, hashes
-
-
 # Primary result codes (https://sqlite.org/rescode.html) after which a transaction is not to be trusted:
 # a full disk, an I/O error, no memory.
 _FATAL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
@@ -415,8 +326,6 @@ def _primary_code(error: BaseException) -> int:
 
 def _store_error(what: str, path: Path, error: BaseException) -> StoreError:
     """SQLite's name for the error and never its text, which may quote a value."""
-    if isinstance(error, StoreError):
-        return error
     return StoreError(f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
 
 

@@ -1,12 +1,10 @@
 """The log read by several processes at once, and handed over in order.
 
 Worker `i` of `n` reads every n-th chunk from the i-th on, and blocks on its socket until what it has read is
-wanted: that is what bounds how far any of them is ahead. Workers are new interpreters that import this package
-alone, and neither fork the caller, which may have threads, nor run its main module again.
+wanted: that is what bounds how far any of them is ahead.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Container, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -16,10 +14,11 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from events.batch import StoreError
 from events.checkpoint import Verifier
 from events.chunk import Chunk, read_chunk
-from events.log import StoreError
 from events.merkle import TILE_WIDTH
+from events.process import interpreter
 from events.sqlite import SqliteReader
 
 
@@ -85,13 +84,7 @@ def _worker(task: Task) -> Iterator[Connection]:
     ours, theirs = Pipe()
     with ours:
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from events.workers import main; main()"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                process_group=0,  # Ctrl-C is the caller's to answer
-            )
+            process = interpreter("from events.workers import main; main()", stdin=theirs.fileno())
         try:
             with suppress(OSError):  # what is the matter is said where it is read
                 ours.send(task)

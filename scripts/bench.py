@@ -42,10 +42,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from events.batch import Write
 from events.codec import timestamp
-from events.log import EventLog, Write
+from events.log import EventLog
 from events.records import AccountCreated, SecretSet
-from events.sqlite import PAGE, SqliteReader, SqliteStore, find_sqlite
+from events.sqlite import PAGE, SqliteReader, find_sqlite
+from events.stores import SqliteStore
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
 from service.checkpoints import prepare
 from service.clock import wall_clock
@@ -338,8 +340,10 @@ def ratios(found: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
 
 
 def resident_kib(process: "subprocess.Popen[bytes]") -> int:
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1])
+    """Of the process and those that it has started. What they share is counted for each."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in [process.pid, *children]]
+    return sum(int(line.split()[1]) for status in statuses for line in status.splitlines() if "VmRSS:" in line)
 
 
 def database_bytes(database: Path) -> int:

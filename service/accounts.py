@@ -9,8 +9,9 @@ import getpass
 import os
 from collections.abc import Callable
 
+from events.batch import Outcome, Write
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, Outcome, Write
+from events.log import EventLog, LogUnavailable
 from events.records import (
     AccountCreated,
     AccountResumed,

@@ -19,11 +19,13 @@ import structlog
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.web_protocol import _ErrInfo
 
+from events.batch import StoreError
 from events.checkpoint import Signer
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, StoreError
+from events.log import EventLog, LogUnavailable
 from events.records import ServiceStarted, ServiceStopped
-from events.sqlite import SqliteReader, SqliteStore
+from events.sqlite import SqliteReader
+from events.stores import SqliteProcess
 from service import contract, docs, logs, openapi
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, forget_revocations, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
@@ -52,12 +54,14 @@ from service.tokens import Tokens
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
+LOCK_SECONDS = 1.0  # one that was killed holds its directory until its writer has ended, too
 RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 LINGERING_SECONDS = 2.0  # what is left of a refused body is read this long, so that the caller sees the answer
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 CLOCK: web.AppKey[Callable[[], int]] = web.AppKey("CLOCK")
+LOCK = web.AppKey("LOCK", int)
 LOG = web.AppKey("LOG", EventLog)
 READER = web.AppKey("READER", SqliteReader)
 ANCHOR = web.AppKey("ANCHOR", Anchor)
@@ -83,7 +87,7 @@ def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.A
 
 
 async def _directory(app: web.Application) -> AsyncIterator[None]:
-    with lock(app[SETTINGS].storage.directory):
+    with lock(app[SETTINGS].storage.directory, wait_seconds=LOCK_SECONDS) as app[LOCK]:
         yield
 
 
@@ -102,7 +106,13 @@ async def _log(app: web.Application) -> AsyncIterator[None]:
 
 async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]:
     settings, clock, reader = app[SETTINGS], app[CLOCK], app[READER]
-    store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
+    # The writer holds the lock as well: where this process is killed, it may still be in a commit.
+    store = SqliteProcess(
+        settings.database,
+        create=True,
+        lock_timeout_seconds=settings.storage.lock_timeout_seconds,
+        held=[app[LOCK]],
+    )
     log = app[LOG] = EventLog(store, clock, max_pending=settings.audit.max_pending_events, on_fault=log_fault)
     await log.start(owns_attempts=True)
     try:

@@ -9,16 +9,19 @@ import asyncio
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
 
+from events.batch import Outcome, StoreError, Write
 from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
-from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
+from events.log import EventLog, LogUnavailable
 from events.merkle import EMPTY_ROOT, TILE_WIDTH, frontier, leaf_hashes, tree_root
-from events.sqlite import BrokenTree, SqliteReader, SqliteStore
+from events.sqlite import BrokenTree, SqliteReader
+from events.stores import SqliteStore
 from service.config import Settings
 from service.keys import log_signer
 
@@ -32,21 +35,33 @@ class RolledBack(Exception):
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
-    """Be the only one to run on `directory`, which is made if need be. Raises `DirectoryInUse`, `StoreError`."""
+def lock(directory: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
+    """Be the only one to run on `directory`, which is made if need be, for as long as the descriptor is open anywhere.
+
+    Raises `DirectoryInUse` where another one is still there after `wait_seconds`, `StoreError`.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreError(f"cannot open {directory}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DirectoryInUse(f"another service runs on {directory}") from None
-        yield
+        until = time.monotonic() + wait_seconds
+        while not _locked(descriptor):
+            if time.monotonic() >= until:
+                raise DirectoryInUse(f"another service runs on {directory}")
+            time.sleep(0.01)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 async def prepare(settings: Settings) -> Signer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field
 
-from events.log import Write
+from events.batch import Write
 
 if TYPE_CHECKING:
     from attrs import frozen as frozen

@@ -13,8 +13,9 @@ import structlog
 from aiohttp import web
 from attrs import field, frozen
 
+from events.batch import Outcome, StoreError, Write
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, Outcome, StoreError, Write
+from events.log import EventLog, LogUnavailable
 from events.records import ClientRejected, TokenRevoked
 from service.bodies import read_form
 from service.contract import Answers, Row

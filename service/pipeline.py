@@ -12,8 +12,9 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from attrs import field
 
+from events.batch import Outcome, Write
 from events.codec import timestamp
-from events.log import EventLog, LogFull, LogUnavailable, Outcome, Write
+from events.log import EventLog, LogFull, LogUnavailable
 from events.records import (
     AccountFailed,
     AccountRejected,

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from attrs import frozen
 
+from events.batch import Outcome, Write
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, Outcome, Write
+from events.log import EventLog, LogUnavailable
 from events.records import Event, KeyActivated, KeyCreated, KeyRetired
 from events.sqlite import KeyRow, SqliteReader
 from service.keys import KeyFileError, KeyRing, SigningKey, create_signing_key, load_signing_key

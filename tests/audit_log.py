@@ -8,9 +8,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.batch import Outcome, Write
 from events.checkpoint import Checkpoint, Signer
 from events.codec import encode, timestamp
-from events.log import EventLog, Outcome, Write
+from events.log import EventLog
 from events.merkle import TILE_WIDTH, Frontier, leaf_hashes
 from events.records import (
     TERMINAL,
@@ -33,7 +34,7 @@ from events.records import (
     TokenEncoded,
     TokenRevoked,
 )
-from events.sqlite import SqliteStore
+from events.stores import SqliteStore
 
 NOW = 1_800_000_000_000_000  # microseconds since 1970: 2027-01-15T08:00:00Z
 ACCOUNT = "5723073937d63a18396a1bae"

@@ -17,7 +17,7 @@ CLIENTS = Path(__file__).parent / "clients"
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
+async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
     """Start services, by default all on one directory: `await start(clock=..., http={...})`."""
     started: list[Service] = []
     async with aiohttp.ClientSession() as session:
@@ -26,7 +26,10 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             directory: Path = tmp_path / "var", clock: Callable[[], int] = wall_clock, **changes: dict[str, Any]
         ) -> Running:
             service = Service(settings(directory, **changes), clock)
-            await service.start()
+            with monkeypatch.context() as patch:
+                # The coverage of what a service starts is not measured: it would take as long again, hundreds of times.
+                patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+                await service.start()
             started.append(service)
             return Running(service, session)
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from events.checkpoint import Checkpoint, Signer
 from events.merkle import EMPTY_ROOT
 from service.app import Service
-from service.checkpoints import prepare
+from service.checkpoints import DirectoryInUse, lock, prepare
 from service.keys import KeyFileError, OriginDiffers, create_signing_key, log_signer, log_verifier
 from tests.anchored import ORIGIN, announced, in_file, kept, live, types, verifier_of
 from tests.audit_log import started, stopped, tamper, write_log
@@ -398,3 +398,17 @@ def test_a_log_that_is_not_its_checkpoints_is_refused_and_left_as_it_is(
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert events(tmp_path / "auth.db") == before
+
+
+def test_a_directory_is_waited_for_until_the_last_who_holds_it_is_gone(tmp_path: Path) -> None:
+    with lock(tmp_path) as descriptor:
+        writers = os.dup(descriptor)  # as the process that writes has it
+    began = time.monotonic()
+    with pytest.raises(DirectoryInUse), lock(tmp_path):
+        pass
+    with pytest.raises(DirectoryInUse), lock(tmp_path, wait_seconds=0.1):
+        pass
+    assert time.monotonic() - began >= 0.1
+    threading.Timer(0.1, os.close, [writers]).start()
+    with lock(tmp_path, wait_seconds=5):
+        assert 0.2 <= time.monotonic() - began < 5

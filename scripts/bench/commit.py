@@ -12,7 +12,8 @@ import uvloop
 from grow import grant  # type: ignore[import-not-found]  # beside this file, which is run as a script
 
 from events.log import EventLog
-from events.sqlite import SqliteReader, SqliteStore
+from events.sqlite import SqliteReader
+from events.stores import SqliteStore
 from service.clock import wall_clock
 
 COMMITS = 1000

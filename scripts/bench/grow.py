@@ -12,8 +12,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from events.batch import Batch, Part
 from events.codec import encode, timestamp
-from events.log import Batch, Part
 from events.records import (
     AccountVerified,
     AttemptEvent,
@@ -27,7 +27,8 @@ from events.records import (
     ServiceStopped,
     TokenEncoded,
 )
-from events.sqlite import KeyRow, SqliteReader, SqliteStore
+from events.sqlite import KeyRow, SqliteReader
+from events.stores import SqliteStore
 from service.clock import wall_clock
 from service.handler import new_request_id
 

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from events.batch import StoreError
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, StoreError
-from events.sqlite import AccountRow, SqliteReader, SqliteStore
+from events.log import EventLog, LogUnavailable
+from events.sqlite import AccountRow, SqliteReader
+from events.stores import SqliteStore
 from service.accounts import AccountDesk, AccountExists, NoSuchAccount, NothingToChange
 from service.checkpoints import RolledBack, prepare
 from service.clock import wall_clock

@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from events.batch import StoreError
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable, StoreError
-from events.sqlite import SqliteReader, SqliteStore
+from events.log import EventLog, LogUnavailable
+from events.sqlite import SqliteReader
+from events.stores import SqliteStore
 from service.accounts import operator
 from service.clock import wall_clock
 from service.commands.console import (

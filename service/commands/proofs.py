@@ -12,12 +12,14 @@ from typing import Annotated
 
 import typer
 
+from events.batch import StoreError
 from events.checkpoint import CheckpointError, Proof, parse
 from events.codec import timestamp, type_of
-from events.log import EventLog, LogUnavailable, StoreError
+from events.log import EventLog, LogUnavailable
 from events.merkle import inclusion_proof
 from events.records import TERMINAL, AuditRollbackAccepted
-from events.sqlite import BrokenTree, SqliteReader, SqliteStore
+from events.sqlite import BrokenTree, SqliteReader
+from events.stores import SqliteStore
 from service.accounts import operator
 from service.checkpoints import Anchor, DirectoryInUse, RolledBack, check, lock, read_checkpoint
 from service.clock import wall_clock

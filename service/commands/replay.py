@@ -24,14 +24,16 @@ import orjson
 import typer
 from rich.progress import Progress
 
+from events.batch import StoreError
 from events.checkpoint import CheckpointError, Verifier, parse
 from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
-from events.log import EventLog, LogUnavailable, StoreError
+from events.log import EventLog, LogUnavailable
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
-from events.sqlite import PAGE, BrokenTree, SqliteReader, SqliteStore
+from events.sqlite import PAGE, BrokenTree, SqliteReader
+from events.stores import SqliteStore
 from events.verify import Given, Report, verify, verify_tiles
 from service.accounts import operator
 from service.clock import wall_clock

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from events.log import LogUnavailable, StoreError
+from events.batch import StoreError
+from events.log import LogUnavailable
 from events.sqlite import BrokenTree
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
 from service.checkpoints import DirectoryInUse, RolledBack

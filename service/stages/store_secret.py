@@ -4,7 +4,7 @@ The verifier, `secret.stored` and `auth.granted` are one transaction, which is `
 attempt that fails anywhere leaves no secret behind.
 """
 
-from events.log import Write
+from events.batch import Write
 from service.model import Account, AccountDirectory, Claim, Grant, Rejected, StoredSecret
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from events.log import Store
 from events.merkle import TILE_WIDTH, Frontier, frontier
-from events.sqlite import AccountRow, KeyRow, SecretRow, SqliteReader, SqliteStore
+from events.sqlite import AccountRow, KeyRow, SecretRow, SqliteReader
+from events.stores import SqliteProcess, SqliteStore
 
 
 class Place:
@@ -84,7 +85,12 @@ class Place:
             reader.close()
 
 
-@pytest.fixture(params=[pytest.param(Place, id="sqlite")])
+class OwnProcess(Place):
+    def store(self) -> Store:
+        return SqliteProcess(self.path, create=True, lock_timeout_seconds=10)
+
+
+@pytest.fixture(params=[pytest.param(Place, id="sqlite"), pytest.param(OwnProcess, id="sqlite-in-a-process")])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """The suite runs once for each kind of store there is."""
     made: Place = request.param(tmp_path)

@@ -5,13 +5,15 @@ import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 import pytest
 
+from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError, Write
 from events.codec import decode, encode, timestamp
-from events.log import Batch, EventLog, LogFull, LogUnavailable, OpenAttempt, Outcome, Part, Store, StoreError, Write
+from events.log import EventLog, LogFull, LogUnavailable, Store
 from events.records import TERMINAL, AttemptEvent, AuthInterrupted, Event
 from tests.audit_log import ACCOUNT, DENIAL, GRANT, NOW, REQUESTED, USER, VALIDATED, VERIFIED, attempt, rid, started
 from tests.events.conftest import Place
@@ -86,6 +88,12 @@ class Log(EventLog):
 
 
 StartLog = Callable[..., Awaitable[Log]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """One kind of store will do: what each has to do is held to it by the suite of the stores."""
+    return Place(tmp_path)
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from events.batch import Batch, Outcome, Part, StoreError, Write
 from events.codec import encode
-from events.log import Batch, Outcome, Part, StoreError, Write
-from events.sqlite import BrokenTree, SqliteReader, SqliteStore, _trusted
+from events.sqlite import BrokenTree, SqliteReader, _trusted
+from events.stores import SqliteStore
 from tests.audit_log import (
     ACCOUNT,
     GRANT,
@@ -41,8 +42,7 @@ class Store(SqliteStore):
     """One whose own connection a test may use."""
 
     async def execute(self, sql: str) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = await self._writer().run(lambda connection: connection.execute(sql).fetchall())
-        return rows
+        return await self._run(lambda connection: connection.execute(sql).fetchall())
 
 
 @asynccontextmanager
@@ -367,8 +367,8 @@ async def test_a_table_that_is_gone_says_so_by_its_code(database: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from events.log import Batch, Part
-from events.sqlite import SqliteStore
+from events.batch import Batch, Part
+from events.stores import SqliteStore
 
 async def main(path, name):
     store = SqliteStore(Path(path), create=True, lock_timeout_seconds=30)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from attrs import astuple
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError, Write
 from events.codec import encode
-from events.log import Batch, OpenAttempt, Outcome, Part, Store, StoreError, Write
+from events.log import Store
 from events.merkle import Frontier, leaf_hashes
 from events.records import AccountSuspended, Event
 from events.sqlite import _WRITES
@@ -79,19 +80,21 @@ async def test_a_body_is_kept_to_the_byte(place: Place, store: Store) -> None:
     assert place.bodies() == kept
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_any_text_is_kept_to_the_byte(place: Place, texts: list[str]) -> None:
-    async def append() -> None:
+def test_any_text_is_kept_to_the_byte(place: Place) -> None:
+    with asyncio.Runner() as runner:
         store = place.store()
-        await store.open()
-        await store.append(Batch([Part([body.encode() for body in kept])]))
-        await store.close()
+        runner.run(store.open())
 
-    kept = bodies(AccountSuspended(recorded_at="", account="", operator=text) for text in texts)
-    before = place.bodies() if place.path.exists() else []
-    asyncio.run(append())
-    assert place.bodies() == before + kept
+        @settings(max_examples=50, deadline=None)
+        @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+        def keep(texts: list[str]) -> None:
+            kept = bodies(AccountSuspended(recorded_at="", account="", operator=text) for text in texts)
+            before = place.bodies()
+            runner.run(store.append(Batch([Part([body.encode() for body in kept])])))
+            assert place.bodies() == before + kept
+
+        keep()
+        runner.run(store.close())
 
 
 async def test_what_one_store_appended_another_continues(place: Place, store: Store) -> None:

@@ -9,10 +9,10 @@ import attrs
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.batch import Write
 from events.checkpoint import Checkpoint, Signer
 from events.codec import encode, timestamp
 from events.export.tiles import write
-from events.log import Write
 from events.merkle import EMPTY_ROOT, TILE_WIDTH
 from events.records import (
     AccountCreated,

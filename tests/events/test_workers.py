@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from events.batch import StoreError
 from events.chunk import Chunk, read_chunk
-from events.log import StoreError
 from events.merkle import TILE_WIDTH
 from events.sqlite import SqliteReader
 from events.workers import Pace, Task, read_chunks, work

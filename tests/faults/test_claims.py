@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from events.log import EventLog
-from events.sqlite import SqliteReader, SqliteStore
+from events.sqlite import SqliteReader
+from events.stores import SqliteStore
 from events.verify import verify
 from service.accounts import AccountDesk
 from service.clock import wall_clock

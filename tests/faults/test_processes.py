@@ -36,7 +36,13 @@ class Process:
 
     def limit_files(self, size: int) -> None:
         """Let no file grow beyond `size` bytes: SQLite finds a full disk."""
-        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        for pid in (self.process.pid, *self.writers()):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def writers(self) -> list[int]:
+        """The processes that write for it: one, or none where it is between two."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     async def kill(self) -> None:
         self.process.kill()
@@ -93,6 +99,33 @@ async def test_claim_that_a_kill_cut_short_is_interrupted_and_claims_nothing(sta
     answer = await running.post(BODY)
     assert answer.status == 200
     assert running.events(answer.request_id)[5]["action"] == "claimed"
+    check_log(before.database)
+
+
+async def test_service_whose_writer_is_killed_under_load_loses_no_answer_and_comes_back(start: Start) -> None:
+    before = await prepare(start)
+    known = {**BODY, "account": OTHER_ACCOUNT}
+    async with serve(before.directory) as service:
+        assert (await service.post(known))[0] == 200
+        answers: list[tuple[int, str]] = []
+
+        async def ask() -> None:
+            while len(answers) < 300:
+                answers.append(await service.post(known))
+
+        callers = [asyncio.create_task(ask()) for _ in range(16)]
+        for seen in (50, 150):
+            await until(lambda seen=seen: len(answers) > seen)  # type: ignore[misc]
+            (writer,) = service.writers()
+            os.kill(writer, signal.SIGKILL)
+            await until(lambda writer=writer: service.writers() not in ([], [writer]))  # type: ignore[misc]
+        await asyncio.gather(*callers)
+        async with asyncio.timeout(10):
+            while (await service.post())[0] != 200:
+                await asyncio.sleep(0.05)
+    assert {status for status, _ in answers} == {200, 400}
+    granted = {event["request_id"] for event in events(before.database) if event["type"] == "auth.granted"}
+    assert {request_id for status, request_id in answers if status == 200} <= granted
     check_log(before.database)
 
 

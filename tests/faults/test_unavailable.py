@@ -10,8 +10,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from events.log import Batch, EventLog, Outcome, StoreError
-from events.sqlite import SqliteReader, SqliteStore
+from events.batch import Batch, Outcome, StoreError
+from events.log import EventLog
+from events.sqlite import SqliteReader
+from events.stores import SqliteStore
 from events.verify import verify
 from service.app import DEPS, LOG
 from service.clock import wall_clock

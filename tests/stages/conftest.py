@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from events.log import EventLog
-from events.sqlite import SqliteReader, SqliteStore
+from events.sqlite import SqliteReader
+from events.stores import SqliteStore
 from service.accounts import AccountDesk, Accounts
 from service.contract import Answers
 from service.keys import KeyRing, create_signing_key

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from events.log import StoreError
+from events.batch import StoreError
 from service.model import Account, Claim, HashFailed, Overloaded, Rejected
 from service.stages.verify_account import verify_account
 from service.verifier import HashParameters

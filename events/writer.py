@@ -1,0 +1,127 @@
+"""The process that writes for another: it opens one database, and does as it is asked until it is asked to close.
+
+Its standard input is the socket. Each message is its length, four bytes, most significant first, and then itself
+as MessagePack. What it says first is whether it could open the database; from then on there is one answer to each
+request, in order. Where the asker is gone it ends as by a crash, whatever it is doing, and leaves the file as it
+lies: whoever starts next must not find another one at work on it.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.sqlite import SqliteWriter
+
+LENGTH_BYTES = 4
+
+
+class Append(msgspec.Struct, tag=True):
+    """A batch, without those who wait for it."""
+
+    parts: list[Part]
+    opened: set[str]
+    closed: set[str]
+
+
+class FindOpen(msgspec.Struct, tag=True):
+    """Ask for the attempts on disk without a terminal event."""
+
+
+class Close(msgspec.Struct, tag=True):
+    """Ask to close the database and end. The end is the answer."""
+
+
+class Done(msgspec.Struct, tag=True):
+    """What became of each part of a batch; none to tell of where the database was opened."""
+
+    outcomes: list[Outcome]
+
+
+class Found(msgspec.Struct, tag=True):
+    """The attempts on disk without a terminal event."""
+
+    attempts: list[OpenAttempt]
+
+
+class Failed(msgspec.Struct, tag=True):
+    """The text of a `StoreError`."""
+
+    text: str
+
+
+Request = Append | FindOpen | Close
+Answer = Done | Found | Failed
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Request).decode
+
+
+def message(content: Request | Answer) -> bytes:
+    encoded = _encode(content)
+    return len(encoded).to_bytes(LENGTH_BYTES) + encoded
+
+
+def work(connection: socket.socket, writer: SqliteWriter, database: object) -> None:
+    """Answer requests until one is to close. Raises `EOFError` or `OSError` where the asker is gone."""
+    with connection.makefile("rb") as requests:
+        while not isinstance(request := _next(requests), Close):
+            connection.sendall(message(_answer(request, writer, database)))
+
+
+def _next(requests: BinaryIO) -> Request:
+    length = int.from_bytes(requests.read(LENGTH_BYTES))
+    encoded = requests.read(length)
+    if not encoded or len(encoded) < length:
+        raise EOFError
+    request: Request = _decode(encoded)
+    return request
+
+
+def _answer(request: Append | FindOpen, writer: SqliteWriter, database: object) -> Answer:
+    try:
+        if isinstance(request, FindOpen):
+            return Found(writer.open_attempts(database))
+        return Done(writer.append(database, Batch(request.parts, request.opened, request.closed)))
+    except StoreError as error:
+        return Failed(str(error))
+    except Exception as error:  # whoever asked has to hear of it, and of its type alone
+        return Failed(f"cannot write {writer.path}: {type(error).__name__}")
+
+
+def main() -> None:
+    """Arguments: the database, "create" or "", and for how many seconds to wait for another process's lock."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it is the asker's to say when
+        signal.signal(number, signal.SIG_IGN)
+    path, create, lock_timeout_seconds = sys.argv[1:]
+    writer = SqliteWriter(Path(path), create=bool(create), lock_timeout_seconds=float(lock_timeout_seconds))
+    connection = socket.socket(fileno=sys.stdin.fileno())
+    watch = threading.Thread(target=_end_with, args=(connection,), daemon=True)
+    watch.start()
+    with suppress(EOFError, OSError):
+        try:
+            database = writer.connect()
+        except StoreError as error:
+            connection.sendall(message(Failed(str(error))))
+        else:
+            connection.sendall(message(Done([])))
+            work(connection, writer, database)
+            database.close()
+        os._exit(0)
+    watch.join()  # while `database` is open: to close it is to write
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this process as soon as the other end of the connection is closed."""
+    gone = select.poll()
+    gone.register(connection, 0)  # nothing but that it is
+    gone.poll()
+    os._exit(1)
