@@ -150,9 +150,9 @@ class BrokenTree(StoreError):
 
 
 class SqliteWriter:
-    """The writing side of `path`, for one thread at a time. `lock_timeout_seconds` bounds the wait for another process.
+    """The writing side of `path`, for one thread at a time. All that it is asked may raise `StoreError`.
 
-    Every method but `close` raises `StoreError`.
+    `lock_timeout_seconds` bounds the wait for another process's transaction.
     """
 
     def __init__(self, path: Path, *, create: bool, lock_timeout_seconds: float = 2.0) -> None:

@@ -5,6 +5,7 @@ the tree above all, would take the event loop's time in a thread.
 """
 
 import asyncio
+import signal
 import socket
 import subprocess
 from collections import deque
@@ -19,7 +20,7 @@ from attrs import frozen
 from events.batch import Batch, OpenAttempt, Outcome, StoreError
 from events.process import interpreter
 from events.sqlite import SqliteWriter, find_sqlite
-from events.writer import LENGTH_BYTES, Answer, Append, Close, Done, Failed, FindOpen, Found, Request, message
+from events.writer import IGNORED, LENGTH_BYTES, Answer, Append, Close, Done, Failed, FindOpen, Found, Request, message
 
 T = TypeVar("T")
 
@@ -106,11 +107,15 @@ class SqliteProcess:
         with theirs:
             answers = _Answers(f"cannot write {self._path}: the process that does so has ended")
             await asyncio.get_running_loop().create_unix_connection(lambda: answers, sock=ours)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # it has them blocked until it ignores them
             try:
                 process = interpreter(PROGRAM, *self._arguments, stdin=theirs.fileno(), held=self._held)
             except OSError as error:
+                answers.opened.cancel()
                 answers.close()
                 raise StoreError(f"cannot start a process that writes {self._path}: {error.strerror}") from None
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._running = _Running(process, answers)
         try:
             await answers.opened
@@ -121,7 +126,7 @@ class SqliteProcess:
     async def close(self) -> None:
         """Have the process close the file, and see it end. Where it is cancelled it is to be called again."""
         if self._running is not None:
-            self._running.answers.send(Close())
+            self._running.answers.end()
             await asyncio.shield(self._running.answers.ended)
             self._running.process.wait()
             self._running.answers.close()
@@ -177,18 +182,21 @@ class _Answers(asyncio.Protocol):
             self._tell(StoreError(self._lost))
 
     def ask(self, request: Request, batch: Batch | None = None) -> "asyncio.Future[Answer]":
+        sent = message(request)  # what cannot be put into one is not waited for
         waiting = self._wait(batch)
         if self.ended.done():
             self._tell(StoreError(self._lost))
-        self.send(request)
+        else:
+            self._transport.write(sent)
         return waiting
-
-    def send(self, request: Request) -> None:
-        if not self.ended.done():
-            self._transport.write(message(request))
 
     def close(self) -> None:
         self._transport.close()
+
+    def end(self) -> None:
+        """Ask for the end, if it has not come. May be called again."""
+        if not self.ended.done():
+            self._transport.write(message(Close()))
 
     def _wait(self, batch: Batch | None = None) -> "asyncio.Future[Answer]":
         waiting: asyncio.Future[Answer] = self._loop.create_future()

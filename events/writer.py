@@ -22,6 +22,7 @@ from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
 from events.sqlite import SqliteWriter
 
 LENGTH_BYTES = 4
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # when to end is for the asker to say
 
 
 class Append(msgspec.Struct, tag=True):
@@ -99,13 +100,12 @@ def _answer(request: Append | FindOpen, writer: SqliteWriter, database: object) 
 
 def main() -> None:
     """Arguments: the database, "create" or "", and for how many seconds to wait for another process's lock."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # it is the asker's to say when
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     path, create, lock_timeout_seconds = sys.argv[1:]
     writer = SqliteWriter(Path(path), create=bool(create), lock_timeout_seconds=float(lock_timeout_seconds))
     connection = socket.socket(fileno=sys.stdin.fileno())
-    watch = threading.Thread(target=_end_with, args=(connection,), daemon=True)
-    watch.start()
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     with suppress(EOFError, OSError):
         try:
             database = writer.connect()
@@ -115,8 +115,7 @@ def main() -> None:
             connection.sendall(message(Done([])))
             work(connection, writer, database)
             database.close()
-        os._exit(0)
-    watch.join()  # while `database` is open: to close it is to write
+    os._exit(0)  # while a `database` that was not closed is still there: to close it would be to write
 
 
 def _end_with(connection: socket.socket) -> None:
@@ -124,4 +123,4 @@ def _end_with(connection: socket.socket) -> None:
     gone = select.poll()
     gone.register(connection, 0)  # nothing but that it is
     gone.poll()
-    os._exit(1)
+    os._exit(0)

@@ -106,10 +106,11 @@ async def _log(app: web.Application) -> AsyncIterator[None]:
 
 async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]:
     settings, clock, reader = app[SETTINGS], app[CLOCK], app[READER]
-    # The writer holds the lock as well: where this process is killed, it may still be in a commit.
+    # The writer holds the lock as well: where this process is killed, it may still be in a commit. It makes no
+    # database: one that is gone while the service runs is a fault, and not an empty log.
     store = SqliteProcess(
         settings.database,
-        create=True,
+        create=False,
         lock_timeout_seconds=settings.storage.lock_timeout_seconds,
         held=[app[LOCK]],
     )

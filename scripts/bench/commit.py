@@ -1,4 +1,4 @@
-"""What one commit takes: the seven events of a grant on disk, one grant after the other.
+"""What one commit takes: the seven events of a grant on disk, one grant after the other, with nobody to wait for.
 
 Argument: a database that the service has run on and does not run on now. Prints the median in milliseconds.
 """
@@ -6,38 +6,32 @@ Argument: a database that the service has run on and does not run on now. Prints
 import statistics
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
-import uvloop
 from grow import grant  # type: ignore[import-not-found]  # beside this file, which is run as a script
 
-from events.log import EventLog
-from events.sqlite import SqliteReader
-from events.stores import SqliteStore
-from service.clock import wall_clock
+from events.batch import Batch, Part
+from events.codec import encode
+from events.sqlite import SqliteReader, SqliteWriter
 
 COMMITS = 1000
 
 
-async def main(database: Path) -> None:
-    reader = SqliteReader(database)
-    (account,) = (row.account for row in reader.accounts(limit=1))
-    (key,) = (row for row in reader.signing_keys() if row.state == "active")
-    log = EventLog(SqliteStore(database, create=False), wall_clock)
-    await log.start(owns_attempts=False)
+def main(database: Path) -> None:
+    with closing(SqliteReader(database)) as reader:
+        (account,) = (row.account for row in reader.accounts(limit=1))
+        (key,) = (row for row in reader.signing_keys() if row.state == "active")
+    writer = SqliteWriter(database, create=False)
     times = []
-    for _ in range(COMMITS):
-        *first, stored, granted = grant(account, key)
-        began = time.perf_counter()
-        epoch = log.admit()
-        for event in first:
-            log.record(event, epoch)
-        await log.commit([stored, granted], epoch=epoch)
-        times.append((time.perf_counter() - began) * 1000)
-    await log.stop()
-    reader.close()
+    with closing(writer.connect()) as connection:
+        for _ in range(COMMITS):
+            batch = Batch([Part([encode(event) for event in grant(account, key)])])
+            began = time.perf_counter()
+            writer.append(connection, batch)
+            times.append((time.perf_counter() - began) * 1000)
     print(round(statistics.median(times), 3))
 
 
 if __name__ == "__main__":
-    uvloop.run(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -91,7 +91,19 @@ async def test_a_writer_that_was_killed_fails_what_it_was_asked_and_another_take
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_that_ends_the_service_does_not_end_its_writer_first(store: Process, number: int) -> None:
+    await store.close()
+    starting = asyncio.create_task(store.open())
+    await until(lambda: store.pid != NOBODY)
+    os.kill(store.pid, number)  # before it can have come to its first line
+    await starting
     os.kill(store.pid, number)
+    assert await store.append(ONE) == [Outcome.DONE]
+
+
+async def test_a_request_that_cannot_be_sent_takes_no_one_elses_answer(store: Process) -> None:
+    with pytest.raises(TypeError):
+        await store.append(Batch([Part([], Write("suspend", {"account": object()}))]))  # type: ignore[dict-item]
+    assert await store.open_attempts() == []
     assert await store.append(ONE) == [Outcome.DONE]
 
 
