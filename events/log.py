@@ -32,6 +32,9 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
+    async def reopen(self) -> None:
+        """Let go of what there is, whatever state it is in, and read it from disk again."""
+
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Put the batch on disk, settle it and give its outcomes, or raise: nothing is known then."""
 
@@ -214,8 +217,7 @@ class EventLog:
                 waiter.future.set_exception(LogUnavailable())
         while True:
             try:
-                await self._store.close()
-                await self._store.open()
+                await self._store.reopen()
                 if self._owns_attempts:
                     await self._close_open_attempts()
             except Exception as error:

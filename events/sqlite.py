@@ -160,15 +160,16 @@ class SqliteWriter:
         self._create = create
         self._lock_timeout_seconds = lock_timeout_seconds
         self._sqlite = find_sqlite()
+        self._connection: Any = None
         self._tree: _Tree | None = None  # as of the last commit; None where that is not known
 
     @property
     def sqlite_version(self) -> str:
         return str(self._sqlite.sqlite_version)
 
-    def connect(self) -> Any:
-        """Open the connection that the other methods are called with, and lay the schema in a new file."""
-        self._tree = None
+    def open(self) -> Any:
+        """Connect, and lay the schema in a new file. The connection is what is to be closed in the end."""
+        self._connection = self._tree = None
         if self._create:
             # SQLite gives its -wal and -shm files the mode of the database.
             try:
@@ -188,17 +189,29 @@ class SqliteWriter:
             except BaseException:
                 connection.close()
                 raise
+        self._connection = connection
         return connection
 
-    def append(self, connection: Any, batch: Batch) -> list[Outcome]:
+    def close(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def append(self, batch: Batch) -> list[Outcome]:
         """Commit `batch`, and say what became of each part. After an error nothing is known of any."""
         with self._named("cannot write"):
-            return self._append(connection, batch)
+            return self._append(self._opened(), batch)
 
-    def open_attempts(self, connection: Any) -> list[OpenAttempt]:
+    def open_attempts(self) -> list[OpenAttempt]:
         """The attempts on disk that have no terminal event."""
         with self._named("cannot read"):
-            return _open_attempts(connection)
+            return _open_attempts(self._opened())
+
+    def _opened(self) -> Any:
+        if self._connection is None:
+            raise StoreError(f"{self.path} is not open")
+        return self._connection
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:

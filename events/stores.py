@@ -20,7 +20,20 @@ from attrs import frozen
 from events.batch import Batch, OpenAttempt, Outcome, StoreError
 from events.process import interpreter
 from events.sqlite import SqliteWriter, find_sqlite
-from events.writer import IGNORED, LENGTH_BYTES, Answer, Append, Close, Done, Failed, FindOpen, Found, Request, message
+from events.writer import (
+    IGNORED,
+    LENGTH_BYTES,
+    Answer,
+    Append,
+    Close,
+    Done,
+    Failed,
+    FindOpen,
+    Found,
+    Reopen,
+    Request,
+    message,
+)
 
 T = TypeVar("T")
 
@@ -54,7 +67,7 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Connect, and lay the schema in a new file. Raises `StoreError`."""
-        self._connection = _Connection(self._writer.connect, iter_chunk_size=64)
+        self._connection = _Connection(self._writer.open, iter_chunk_size=64)
         try:
             await self._connection
         except StoreError:
@@ -67,15 +80,20 @@ class SqliteStore:
         if connection is not None:
             await connection.close()
 
+    async def reopen(self) -> None:
+        """Close, and open again. Raises `StoreError`."""
+        await self.close()
+        await self.open()
+
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
-        outcomes = await self._run(lambda connection: self._writer.append(connection, batch))
+        outcomes = await self._run(lambda connection: self._writer.append(batch))
         batch.settle(outcomes)
         return outcomes
 
     async def open_attempts(self) -> list[OpenAttempt]:
         """The attempts on disk that have no terminal event. Raises `StoreError`."""
-        return await self._run(self._writer.open_attempts)
+        return await self._run(lambda connection: self._writer.open_attempts())
 
     async def _run(self, function: Callable[[Any], T]) -> T:
         if self._connection is None:
@@ -103,6 +121,17 @@ class SqliteProcess:
 
     async def open(self) -> None:
         """Start the process, which connects, and lays the schema in a new file. Raises `StoreError`."""
+        try:
+            self._running = await self._start()
+        except OSError as error:
+            raise StoreError(f"cannot start a process that writes {self._path}: {error.strerror}") from None
+        try:
+            await self._running.answers.opened
+        except StoreError:
+            await self.close()
+            raise
+
+    async def _start(self) -> "_Running":
         ours, theirs = socket.socketpair()
         with theirs:
             answers = _Answers(f"cannot write {self._path}: the process that does so has ended")
@@ -110,18 +139,13 @@ class SqliteProcess:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # it has them blocked until it ignores them
             try:
                 process = interpreter(PROGRAM, *self._arguments, stdin=theirs.fileno(), held=self._held)
-            except OSError as error:
+            except OSError:
                 answers.opened.cancel()
                 answers.close()
-                raise StoreError(f"cannot start a process that writes {self._path}: {error.strerror}") from None
+                raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self._running = _Running(process, answers)
-        try:
-            await answers.opened
-        except StoreError:
-            await self.close()
-            raise
+        return _Running(process, answers)
 
     async def close(self) -> None:
         """Have the process close the file, and see it end. Where it is cancelled it is to be called again."""
@@ -131,6 +155,14 @@ class SqliteProcess:
             self._running.process.wait()
             self._running.answers.close()
             self._running = None
+
+    async def reopen(self) -> None:
+        """Have the process open the file again, or another process where it has ended. Raises `StoreError`."""
+        if self._running is None or self._running.answers.ended.done():
+            await self.close()
+            await self.open()
+        else:
+            await self._running.answers.ask(Reopen())
 
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""

@@ -37,12 +37,16 @@ class FindOpen(msgspec.Struct, tag=True):
     """Ask for the attempts on disk without a terminal event."""
 
 
+class Reopen(msgspec.Struct, tag=True):
+    """Ask to close the database and to open it again. Until that is done there is none."""
+
+
 class Close(msgspec.Struct, tag=True):
     """Ask to close the database and end. The end is the answer."""
 
 
 class Done(msgspec.Struct, tag=True):
-    """What became of each part of a batch; none to tell of where the database was opened."""
+    """What became of each part of a batch, and none where the database was opened."""
 
     outcomes: list[Outcome]
 
@@ -59,7 +63,7 @@ class Failed(msgspec.Struct, tag=True):
     text: str
 
 
-Request = Append | FindOpen | Close
+Request = Append | FindOpen | Reopen | Close
 Answer = Done | Found | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -71,11 +75,12 @@ def message(content: Request | Answer) -> bytes:
     return len(encoded).to_bytes(LENGTH_BYTES) + encoded
 
 
-def work(connection: socket.socket, writer: SqliteWriter, database: object) -> None:
-    """Answer requests until one is to close. Raises `EOFError` or `OSError` where the asker is gone."""
+def work(connection: socket.socket, writer: SqliteWriter) -> None:
+    """Open, and answer requests until one is to close. Raises `EOFError` or `OSError` where the asker is gone."""
+    connection.sendall(message(_answer(Reopen(), writer)))
     with connection.makefile("rb") as requests:
         while not isinstance(request := _next(requests), Close):
-            connection.sendall(message(_answer(request, writer, database)))
+            connection.sendall(message(_answer(request, writer)))
 
 
 def _next(requests: BinaryIO) -> Request:
@@ -87,11 +92,15 @@ def _next(requests: BinaryIO) -> Request:
     return request
 
 
-def _answer(request: Append | FindOpen, writer: SqliteWriter, database: object) -> Answer:
+def _answer(request: Append | FindOpen | Reopen, writer: SqliteWriter) -> Answer:
     try:
+        if isinstance(request, Append):
+            return Done(writer.append(Batch(request.parts, request.opened, request.closed)))
         if isinstance(request, FindOpen):
-            return Found(writer.open_attempts(database))
-        return Done(writer.append(database, Batch(request.parts, request.opened, request.closed)))
+            return Found(writer.open_attempts())
+        writer.close()
+        writer.open()
+        return Done([])
     except StoreError as error:
         return Failed(str(error))
     except Exception as error:  # whoever asked has to hear of it, and of its type alone
@@ -107,15 +116,9 @@ def main() -> None:
     connection = socket.socket(fileno=sys.stdin.fileno())
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     with suppress(EOFError, OSError):
-        try:
-            database = writer.connect()
-        except StoreError as error:
-            connection.sendall(message(Failed(str(error))))
-        else:
-            connection.sendall(message(Done([])))
-            work(connection, writer, database)
-            database.close()
-    os._exit(0)  # while a `database` that was not closed is still there: to close it would be to write
+        work(connection, writer)
+        writer.close()
+    os._exit(0)  # while a database that was not closed is still there: to close it would be to write
 
 
 def _end_with(connection: socket.socket) -> None:

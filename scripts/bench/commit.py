@@ -24,11 +24,11 @@ def main(database: Path) -> None:
         (key,) = (row for row in reader.signing_keys() if row.state == "active")
     writer = SqliteWriter(database, create=False)
     times = []
-    with closing(writer.connect()) as connection:
+    with closing(writer.open()):
         for _ in range(COMMITS):
             batch = Batch([Part([encode(event) for event in grant(account, key)])])
             began = time.perf_counter()
-            writer.append(connection, batch)
+            writer.append(batch)
             times.append((time.perf_counter() - began) * 1000)
     print(round(statistics.median(times), 3))
 

@@ -49,6 +49,10 @@ class Disk:
     async def close(self) -> None:
         await self._store.close()
 
+    async def reopen(self) -> None:
+        await self.close()
+        await self.open()
+
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         self.batches.append(batch)
         await self.spinning.wait()

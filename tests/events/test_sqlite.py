@@ -17,7 +17,7 @@ import pytest
 
 from events.batch import Batch, Outcome, Part, StoreError, Write
 from events.codec import encode
-from events.sqlite import BrokenTree, SqliteReader, _trusted
+from events.sqlite import BrokenTree, SqliteReader, SqliteWriter, _trusted
 from events.stores import SqliteStore
 from tests.audit_log import (
     ACCOUNT,
@@ -247,6 +247,18 @@ async def test_a_store_that_may_not_create_its_database_takes_no_empty_one(tmp_p
     (tmp_path / "auth.db").touch()
     with pytest.raises(StoreError, match="is not a database of hubler-auth"):
         await SqliteStore(tmp_path / "auth.db", create=False).open()
+
+
+def test_a_writer_that_is_not_open_says_so(database: Path) -> None:
+    writer = SqliteWriter(database, create=False)
+    writer.close()
+    with pytest.raises(StoreError, match=f"^{database} is not open$"):
+        writer.open_attempts()
+    writer.open()
+    assert writer.open_attempts() == []
+    writer.close()
+    with pytest.raises(StoreError, match=f"^{database} is not open$"):
+        writer.append(Batch([Part([b"{}"])]))
 
 
 # -- the SQLite -----------------------------------------------------------------------

@@ -89,6 +89,29 @@ async def test_a_writer_that_was_killed_fails_what_it_was_asked_and_another_take
     assert bodies(tmp_path / "auth.db") == [b'{"number":1}', b'{"number":2}']
 
 
+async def test_a_writer_that_lives_opens_the_file_again_itself(store: Process, tmp_path: Path) -> None:
+    await store.append(ONE)
+    pid, path = store.pid, tmp_path / "auth.db"
+    path.rename(tmp_path / "away")
+    path.mkdir()
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"^cannot open .*auth\.db: Is a directory$"):
+            await store.reopen()
+        with pytest.raises(StoreError, match=r"^.*auth\.db is not open$"):
+            await store.append(TWO)
+    path.rmdir()
+    (tmp_path / "away").rename(path)
+    await store.reopen()
+    assert await store.append(TWO) == [Outcome.DONE]
+    assert store.pid == pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(StoreError, match="has ended"):
+        await store.append(ONE)
+    await store.reopen()
+    assert bodies(path) == [b'{"number":1}', b'{"number":2}']
+    assert lives(store.pid)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_that_ends_the_service_does_not_end_its_writer_first(store: Process, number: int) -> None:
     await store.close()
@@ -221,20 +244,18 @@ def test_work_ends_where_it_is_asked_to_or_nobody_asks(
 ) -> None:
     writer = SqliteWriter(tmp_path / "auth.db", create=True)
     ours, theirs = socket.socketpair()
-    with theirs, closing(writer.connect()) as database, ours:
+    with theirs, closing(writer), ours:
         ours.sendall(message(Append(TWO.parts, set(), set())) + message(FindOpen()) + sent)
         ours.shutdown(socket.SHUT_WR)
         with ends:
-            work(theirs, writer, database)
-        assert ours.recv(1000) == message(Done([Outcome.DONE])) + message(Found([]))
+            work(theirs, writer)
+        assert ours.recv(1000) == message(Done([])) + message(Done([Outcome.DONE])) + message(Found([]))
     assert bodies(tmp_path / "auth.db") == TWO.parts[0].bodies
 
 
 def test_work_ends_where_nobody_is_left_to_be_answered(tmp_path: Path) -> None:
     writer = SqliteWriter(tmp_path / "auth.db", create=True)
     ours, theirs = socket.socketpair()
-    with theirs, closing(writer.connect()) as database:
-        with ours:
-            ours.sendall(message(FindOpen()))
-        with pytest.raises(BrokenPipeError):
-            work(theirs, writer, database)
+    ours.close()
+    with theirs, closing(writer), pytest.raises(BrokenPipeError):
+        work(theirs, writer)
