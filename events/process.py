@@ -1,5 +1,6 @@
 """New interpreters that import this package alone: they neither fork the caller, which may have threads, nor run
-its main module again."""
+its main module again.
+"""
 
 import os
 import subprocess

@@ -11,7 +11,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import aiosqlite
 import msgspec
@@ -41,9 +41,9 @@ PROGRAM = "from events.writer import main; main()"
 
 
 class _Connection(aiosqlite.Connection):
-    async def run(self, function: Callable[[Any], T]) -> T:
-        """Call `function` with the connection, on its thread: one hop for a whole transaction."""
-        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]
+    async def run(self, function: Callable[[], T]) -> T:
+        """Call `function` on the connection's thread: one hop for a whole transaction."""
+        result: T = await self._execute(function)  # type: ignore[no-untyped-call]
         return result
 
     async def close(self) -> None:
@@ -87,15 +87,15 @@ class SqliteStore:
 
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
-        outcomes = await self._run(lambda connection: self._writer.append(batch))
+        outcomes = await self._run(lambda: self._writer.append(batch))
         batch.settle(outcomes)
         return outcomes
 
     async def open_attempts(self) -> list[OpenAttempt]:
         """The attempts on disk that have no terminal event. Raises `StoreError`."""
-        return await self._run(lambda connection: self._writer.open_attempts())
+        return await self._run(self._writer.open_attempts)
 
-    async def _run(self, function: Callable[[Any], T]) -> T:
+    async def _run(self, function: Callable[[], T]) -> T:
         if self._connection is None:
             raise StoreError(f"{self._writer.path} is not open")
         return await self._connection.run(function)

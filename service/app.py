@@ -54,7 +54,7 @@ from service.tokens import Tokens
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
-LOCK_SECONDS = 1.0  # one that was killed holds its directory until its writer has ended, too
+LOCK_SECONDS = 1.0  # a service that was killed holds its directory until its writer has ended, too
 RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 LINGERING_SECONDS = 2.0  # what is left of a refused body is read this long, so that the caller sees the answer

@@ -24,7 +24,8 @@ def main(database: Path) -> None:
         (key,) = (row for row in reader.signing_keys() if row.state == "active")
     writer = SqliteWriter(database, create=False)
     times = []
-    with closing(writer.open()):
+    writer.open()
+    with closing(writer):
         for _ in range(COMMITS):
             batch = Batch([Part([encode(event) for event in grant(account, key)])])
             began = time.perf_counter()

@@ -42,7 +42,7 @@ class Store(SqliteStore):
     """One whose own connection a test may use."""
 
     async def execute(self, sql: str) -> list[tuple[Any, ...]]:
-        return await self._run(lambda connection: connection.execute(sql).fetchall())
+        return await self._run(lambda: self._writer._opened().execute(sql).fetchall())
 
 
 @asynccontextmanager

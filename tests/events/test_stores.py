@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -224,6 +225,11 @@ asyncio.run(main())
         await process.wait()
         await until(lambda: not lives(pid), 2)
     assert bodies(path) == []
+
+
+def test_a_writer_starts_without_the_event_loop_that_it_has_no_use_for() -> None:
+    program = "import sys, events.writer; sys.exit(not {'asyncio', 'aiosqlite'}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0
 
 
 # The work by itself, as a process of its own is nothing else.

@@ -129,6 +129,29 @@ async def test_service_whose_writer_is_killed_under_load_loses_no_answer_and_com
     check_log(before.database)
 
 
+async def test_service_whose_database_is_gone_makes_no_other_one(start: Start) -> None:
+    before = await prepare(start)
+    known = {**BODY, "account": OTHER_ACCOUNT}
+    async with serve(before.directory) as service:
+        assert (await service.post(known))[0] == 200
+        for file in before.directory.glob("auth.db*"):
+            file.unlink()
+        (writer,) = service.writers()
+        os.kill(writer, signal.SIGKILL)
+        await until(lambda: writer not in service.writers())
+        await asyncio.sleep(0.5)
+        assert [(await service.post(known))[0] for _ in range(5)] == [400] * 5
+    assert list(before.directory.glob("auth.db*")) == []
+
+
+async def test_writer_holds_the_directory_of_its_service(start: Start) -> None:
+    before = await prepare(start)
+    async with serve(before.directory) as service:
+        (writer,) = service.writers()
+        held = {descriptor.readlink() for descriptor in Path(f"/proc/{writer}/fd").iterdir()}
+    assert before.directory / "lock" in held
+
+
 async def test_claim_that_was_answered_survives_a_kill(start: Start) -> None:
     before = await prepare(start)
     async with serve(before.directory) as service:
