@@ -9,6 +9,7 @@ look it up.
 import importlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -28,6 +29,8 @@ SCHEMA_VERSION = 3
 CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by
 8 to 10 µs a page; at SQLite's own 1000 pages that is what the slowest hundredth of the requests waited for."""
+
+_RETRY_SECONDS = 0.005  # a schema is laid in about as long
 
 _FIXED_RELEASES = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
 """The releases in which https://sqlite.org/wal.html#walresetbug is mended; before, commits can be lost."""
@@ -221,7 +224,7 @@ class SqliteWriter:
             raise _store_error(what, self.path, error) from None
 
     def _prepare(self, connection: Any) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
+        self._use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA recursive_triggers = ON")  # else INSERT OR REPLACE deletes past the trigger
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -239,6 +242,19 @@ class SqliteWriter:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
+
+    def _use_wal(self, connection: Any) -> None:
+        # A new file becomes one with a write-ahead log once. Of several that make it so at the same time SQLite
+        # refuses all but one at once, whatever its timeout is: each could wait for the other.
+        deadline = time.monotonic() + self._lock_timeout_seconds
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except self._sqlite.Error as error:
+                if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_RETRY_SECONDS)
 
     def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
         tree, self._tree = self._tree, None

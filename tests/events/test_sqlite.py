@@ -374,6 +374,22 @@ async def test_a_table_that_is_gone_says_so_by_its_code(database: Path) -> None:
             await store.open_attempts()
 
 
+async def test_a_new_file_that_another_is_at_work_on_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "auth.db"
+    holder = connect(path)
+    holder.execute("BEGIN IMMEDIATE")  # before there is a write-ahead log, SQLite itself waits for none of these
+    store = SqliteStore(path, create=True, lock_timeout_seconds=0.2)
+    with pytest.raises(StoreError, match=r"^cannot open .*: SQLITE_BUSY$"):
+        await store.open()
+    opening = asyncio.create_task(store.open())
+    await asyncio.sleep(0.05)
+    holder.execute("COMMIT")
+    holder.close()
+    await opening
+    assert await store.append(Batch([Part([b"{}"])])) == [Outcome.DONE]
+    await store.close()
+
+
 # -- processes ------------------------------------------------------------------------
 
 WRITER = """
