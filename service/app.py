@@ -255,6 +255,11 @@ class _Connection(web.RequestHandler):
             data = data[end:]
         self._receive(data)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp's reader says this after every body, and each time the parser runs again over nothing.
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _receive(self, data: bytes) -> None:
         super().data_received(data)
         if self._messages:
