@@ -256,7 +256,7 @@ class _Connection(web.RequestHandler):
         self._receive(data)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        # aiohttp's reader says this after every body, and each time the parser runs again over nothing.
+        # aiohttp's reader says this after every body, and each time the parser would run again over nothing.
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
