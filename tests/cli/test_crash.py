@@ -27,7 +27,10 @@ TERMINAL = {"auth.granted", "auth.denied", "auth.failed", "auth.interrupted"}
 
 
 async def load(service: Serving, seconds: float) -> list[str]:
-    """Ask for tokens until the service is killed; the request ids of those that were answered."""
+    """Ask for tokens until the service is killed, `seconds` after one that was asked for beside others was granted.
+
+    The request ids of those that were answered.
+    """
     granted: list[str] = []
 
     async def ask(session: aiohttp.ClientSession, number: int) -> None:
@@ -46,6 +49,7 @@ async def load(service: Serving, seconds: float) -> list[str]:
         async with session.post(f"{service.url}/auth", data=body, headers=JSON) as response:
             granted.append(response.headers["X-Request-ID"])
         asking = [asyncio.create_task(ask(session, number)) for number in range(16)]
+        await until(lambda: len(granted) > 1)
         await asyncio.sleep(seconds)
         service.process.kill()
         await asyncio.gather(*asking)
