@@ -238,8 +238,8 @@ def _jwk(alg: str, material: Any) -> dict[str, str]:
 
 
 def _segment(data: bytes) -> bytes:
-    """base64url without padding, RFC 7515, section 2: two calls into C, as every token has two."""
-    return binascii.b2a_base64(data, newline=False).translate(_URL_SAFE, b"=")
+    """base64url without padding, RFC 7515, section 2: three calls into C, as every token has two."""
+    return binascii.b2a_base64(data, newline=False).rstrip(b"=").translate(_URL_SAFE)
 
 
 def _json(members: dict[str, str]) -> bytes:

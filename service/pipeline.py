@@ -246,15 +246,16 @@ class Attempt:
         if isinstance(result, Claim):
             self._begin(Subject(result.account, result.user_id))
         if stage.passed is not None:
-            self._deps.log.record(self._event(stage.passed, **stage.facts(result)), self._epoch)
+            self._deps.log.record(self._event(stage.passed, self._now(), **stage.facts(result)), self._epoch)
         return result
 
     async def grant(self, action: str, version: int, write: Write | None = None) -> bool:
         """`service.model.Grant`: the last stage's event and the whole attempt's, one transaction with `write`."""
         position = self._position
+        now = self._now()
         events = [
-            self._event(SecretStored, action=action, version=version),
-            self._event(AuthGranted, status=200, duration_us=self._elapsed_us()),
+            self._event(SecretStored, now, action=action, version=version),
+            self._event(AuthGranted, now, status=200, duration_us=self._elapsed_us()),
         ]
         outcome = await self._deps.log.commit(events, epoch=self._epoch, write=write)
         if outcome is not Outcome.DONE:
@@ -280,14 +281,15 @@ class Attempt:
         row = self._deps.answers.row(stop.reason)
         name = None if stop.stage is None else stop.stage.name
         kind = type(stop.fault).__name__ if stop.fault is not None else None
+        now, duration_us = self._now(), self._elapsed_us()
         events = []
         if stop.stage is not None and stop.stage.refused is not None and stop.refusal is not None:
-            events.append(self._event(stop.stage.refused, reason=stop.reason))
+            events.append(self._event(stop.stage.refused, now, reason=stop.reason))
         elif stop.stage is not None:
-            events.append(self._event(stop.stage.failed, reason=stop.reason, exception=kind))
+            events.append(self._event(stop.stage.failed, now, reason=stop.reason, exception=kind))
         outcome, terminal = ("denied", AuthDenied) if stop.refusal is not None else ("failed", AuthFailed)
-        duration_us = self._elapsed_us()
-        events.append(self._event(terminal, status=row.status, duration_us=duration_us, stage=name, reason=stop.reason))
+        ended = self._event(terminal, now, status=row.status, duration_us=duration_us, stage=name, reason=stop.reason)
+        events.append(ended)
         await self._deps.log.commit(events, epoch=self._epoch)
         return Answer(
             outcome=outcome,
@@ -318,9 +320,12 @@ class Attempt:
         if subject is not None:
             self._subject = subject
 
-    def _event(self, make: Callable[..., AttemptEvent], **members: Any) -> AttemptEvent:
+    def _now(self) -> str:
+        return timestamp((self._clock_offset_ns + time.monotonic_ns()) // 1000)
+
+    def _event(self, make: Callable[..., AttemptEvent], recorded_at: str, **members: Any) -> AttemptEvent:
         event = make(
-            recorded_at=timestamp((self._clock_offset_ns + time.monotonic_ns()) // 1000),
+            recorded_at=recorded_at,
             request_id=self.id,
             position=self._position,
             account=self._subject.account,
