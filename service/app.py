@@ -8,16 +8,15 @@ import gc
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import cast
 
 import attrs
 import structlog
-from aiohttp import EMPTY_PAYLOAD, StreamReader, web
-from aiohttp.web_protocol import _ErrInfo
+from aiohttp import web
 
 from events.batch import StoreError
 from events.checkpoint import Signer
@@ -31,19 +30,23 @@ from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accoun
 from service.checkpoints import Anchor, check, lock, prepare
 from service.clock import wall_clock
 from service.config import Settings
+from service.connection import Server
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
 from service.documents import Document
 from service.handler import (
     PATHS,
     TOKEN_PATH,
     AuthHandler,
+    Endpoint,
     Handler,
+    Response,
     edge,
     expect_continue,
+    handler,
     log_fault,
     method_not_allowed,
-    refused_by_parser,
     token_handler,
+    unexpected,
 )
 from service.keys import KeyRing, load_signing_key, secrets_key, signed
 from service.model import TokenProfile
@@ -57,7 +60,6 @@ KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a secon
 LOCK_SECONDS = 1.0  # a service that was killed holds its directory until its writer has ended, too
 RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
-LINGERING_SECONDS = 2.0  # what is left of a refused body is read this long, so that the caller sees the answer
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
 CLOCK: web.AppKey[Callable[[], int]] = web.AppKey("CLOCK")
@@ -69,7 +71,7 @@ KEYS = web.AppKey("KEYS", KeyRing)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
 OAUTH = web.AppKey("OAUTH", contract.Answers)
-POSTS: web.AppKey[dict[str, Handler]] = web.AppKey("POSTS")
+ENDPOINTS: web.AppKey[dict[str, Endpoint]] = web.AppKey("ENDPOINTS")
 
 
 class CannotListen(Exception):
@@ -210,15 +212,15 @@ async def _retirement(app: web.Application) -> AsyncIterator[None]:
 async def _routes(app: web.Application) -> None:
     deps, clock, timeout = app[DEPS], app[CLOCK], app[SETTINGS].http.body_timeout_seconds
     oauth = attrs.evolve(deps, answers=app[OAUTH])
-    posts: dict[str, Handler] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
-    posts[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
+    endpoints: dict[str, Endpoint] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
+    endpoints[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
     tokens = Tokens(partial(signed, keys=app[KEYS]), app[READER].is_revoked, app[ACCOUNTS], deps.profile, clock)
-    endpoints = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
-    posts |= {INTROSPECT_PATH: endpoints.introspect, REVOKE_PATH: endpoints.revoke}
-    app[POSTS] = posts
-    for path, handler in posts.items():
+    about_tokens = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
+    endpoints |= {INTROSPECT_PATH: about_tokens.introspect, REVOKE_PATH: about_tokens.revoke}
+    app[ENDPOINTS] = endpoints
+    for path, endpoint in endpoints.items():
         resource = app.router.add_resource(path)
-        resource.add_route("POST", handler, expect_handler=expect_continue)
+        resource.add_route("POST", handler(endpoint), expect_handler=expect_continue)
         resource.add_route("*", method_not_allowed, expect_handler=expect_continue)
     discovery = Discovery(app[KEYS], app[SETTINGS].issuer, app[SETTINGS].keys.publish_before_seconds)
     reads: dict[str, Handler] = {
@@ -228,8 +230,8 @@ async def _routes(app: web.Application) -> None:
         docs.PAGE_PATH: docs.page().get,
         docs.SCRIPT_PATH: docs.script().get,
     }
-    for path, handler in reads.items():
-        app.router.add_resource(path).add_route("*", handler, expect_handler=expect_continue)
+    for path, read in reads.items():
+        app.router.add_resource(path).add_route("*", read, expect_handler=expect_continue)
 
 
 def _openapi(app: web.Application) -> Document:
@@ -239,105 +241,24 @@ def _openapi(app: web.Application) -> Document:
     return Document(json.dumps(described).encode(), "public, max-age=300")
 
 
-# -- HTTP -----------------------------------------------------------------------------
-
-
-class _Connection(web.RequestHandler):
-    """A connection whose parser's refusals are the contract's too; a middleware never sees those."""
-
-    _body: StreamReader = EMPTY_PAYLOAD  # of the newest request
-
-    def data_received(self, data: bytes) -> None:
-        # The parser that finds a bad chunk drops the request with it, where both came in one packet.
-        end = data.find(b"\r\n\r\n") + 4
-        if end > 3 and b"chunked" in data[:end].lower():
-            self._receive(data[:end])
-            data = data[end:]
-        self._receive(data)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # aiohttp's reader says this after every body, and each time the parser would run again over nothing.
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
-    def _receive(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._messages:
-            message, body = self._messages[-1]
-            if not isinstance(message, _ErrInfo):
-                self._body = body
-            elif not self._body.is_eof():
-                # It speaks of this body and not of a next request. aiohttp leaves the body's reader waiting.
-                self._messages.pop()
-                self._break_body(message.exc)
-
-    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own may return it
-        """A caller that has said all it will still listens; aiohttp would hang up on it."""
-        unanswered = self._waiter is None  # else it waits for a next request
-        if unanswered:
-            if not self._body.is_eof():
-                self._break_body(ConnectionResetError())
-            self.close()  # behind the answer
-        return unanswered
-
-    def close(self) -> None:
-        """Hear no more; but for the rest of a body that a handler is reading, which `shutdown` waits for."""
-        if not self._is_reading():
-            super().close()
-
-    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109  (the signature is aiohttp's)
-        """Let a request finish arriving, and its answer leave, for at most so many seconds; then end."""
-        if self._is_reading():
-            self._handler_waiter = self._loop.create_future()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._handler_waiter
-            except TimeoutError:
-                self._handler_waiter = None
-                self._break_body(ConnectionResetError())
-        await super().shutdown(timeout)
-
-    def _is_reading(self) -> bool:
-        return self._request_in_progress and not self._body.is_eof()
-
-    def _break_body(self, error: BaseException) -> None:
-        # In this order: what only waits for the end, after an answer, takes an exception for a fault.
-        self._body.feed_eof()
-        self._body.set_exception(error)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        return refused_by_parser(request.remote, exc)
-
-
-class _Server(web.Server):
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
 class _Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        settings, posts = self.app[SETTINGS], self.app[POSTS]
-        routed: Callable[[Any], Awaitable[web.StreamResponse]] = made.request_handler
+        settings, endpoints = self.app[SETTINGS], self.app[ENDPOINTS]
 
-        def unexpected(path: str) -> contract.Row:
-            oauth = path in posts and path not in PATHS
-            return (self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected")
+        def broken(path: str, fault: Exception) -> Response:
+            oauth = path in endpoints and path not in PATHS
+            return unexpected((self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected"), fault)
 
-        return _Server(
-            edge(posts, unexpected, routed),  # type: ignore[arg-type]  # an application's requests are `web.Request`
+        return Server(
+            endpoints,
+            broken,
+            edge(cast(Handler, made.request_handler), broken),
             request_factory=made.request_factory,
             handler_cancellation=False,  # an attempt whose caller left is still walked to its end
             auto_decompress=False,
             access_log=None,
             keepalive_timeout=settings.http.keepalive_timeout_seconds,
-            lingering_time=LINGERING_SECONDS,
         )
 
 

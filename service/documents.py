@@ -30,21 +30,16 @@ class Document:
     async def get(self, request: web.Request) -> web.Response:
         request_id = new_request_id()
         if request.method not in ("GET", "HEAD"):
-            return only_to_be_read(request_id)
-        fields = answer_headers(request_id)
-        fields["Cache-Control"] = self.cache_control
-        fields["Content-Type"] = self.content_type
-        fields["ETag"] = f'"{self.etag}"'
-        fields.extend(self.more)
+            return answer(contract.ONLY_TO_BE_READ, request_id).of_aiohttp()
+        fields = {
+            **answer_headers(request_id),
+            "Cache-Control": self.cache_control,
+            "Content-Type": self.content_type,
+            "ETag": f'"{self.etag}"',
+            **self.more,
+        }
         known = [tag.value for tag in request.if_none_match or ()]
         if self.etag in known or "*" in known:
             del fields["Content-Type"]
             return web.Response(status=304, headers=fields)
         return web.Response(body=self.body, headers=fields)
-
-
-def only_to_be_read(request_id: str) -> web.Response:
-    """The answer to every other method."""
-    refusal = answer(contract.ONLY_TO_BE_READ, request_id)
-    refusal.headers["Allow"] = "GET, HEAD"
-    return refusal

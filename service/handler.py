@@ -2,6 +2,7 @@
 
 Everything HTTP says about an attempt is decided here: how a body is read, what of its
 headers goes on record, how an answer looks. Nothing of a request is ever logged.
+How a request gets here and its answer to the caller is `service.connection`'s.
 """
 
 import asyncio
@@ -12,17 +13,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
+from http import HTTPStatus
+from typing import Protocol
 
 import orjson
 import structlog
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
-from attrs import field, frozen
-from multidict import CIMultiDict
+from attrs import field
+from multidict import CIMultiDictProxy
 
 from service import contract
 from service.contract import Row
-from service.model import RawRequest
+from service.model import RawRequest, frozen
 from service.pipeline import Answer, Arrival, Deps, authenticate
 
 PATHS = ("/auth", "/auth/", "/public-api/auth", "/public-api/auth/")
@@ -34,14 +37,12 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TRACEPARENT = re.compile(
     r"(?!ff)(?:00|(?!00)([0-9a-f]{2}))-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?(1)(?:-.*)?)"
 )
-_HEADERS = CIMultiDict(
-    {
-        "Cache-Control": "no-store",
-        "Content-Type": "application/json",
-        "Server": "hubler-auth",
-        "X-Content-Type-Options": "nosniff",
-    }
-)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Type": "application/json",
+    "Server": "hubler-auth",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class _Randomness:
@@ -70,52 +71,75 @@ def new_request_id() -> str:
     return bits.to_bytes(16).hex()
 
 
-def answer_headers(request_id: str) -> CIMultiDict[str]:
+def answer_headers(request_id: str) -> dict[str, str]:
     """What stands in the headers of every answer."""
-    found = _HEADERS.copy()
-    found["X-Request-ID"] = request_id
-    return found
+    return {**_HEADERS, "X-Request-ID": request_id}
 
 
-def answer(row: Row, request_id: str, detail: str | None = None) -> web.Response:
+@frozen
+class Response:
+    """JSON, under the headers of every answer and those of `more`. With `close` it is the connection's last."""
+
+    request_id: str
+    body: bytes = field(repr=False)
+    status: int = 200
+    more: Mapping[str, str] = {}
+    close: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**answer_headers(self.request_id), **self.more}
+
+    def of_aiohttp(self) -> web.Response:
+        """The same, to be given to aiohttp."""
+        response = web.Response(status=self.status, body=self.body, headers=self.headers)
+        if self.close:
+            response.force_close()
+        return response
+
+    def encode(self) -> bytes:
+        """The same, as it goes to a caller that speaks HTTP/1.1."""
+        more = dict(self.more, Connection="close") if self.close else self.more
+        lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()) if more else ""
+        head = _until_request_id(self.status, int(time.time()))
+        return b"%b%b\r\n%bContent-Length: %d\r\n\r\n%b" % (
+            head,
+            self.request_id.encode("ascii"),
+            lines.encode("ascii"),
+            len(self.body),
+            self.body,
+        )
+
+
+@lru_cache(maxsize=16)
+def _until_request_id(status: int, now: int) -> bytes:
+    """A head as all of its status have it within one second."""
+    fields = [*_HEADERS.items(), ("Date", formatdate(now, usegmt=True))]
+    phrase = HTTPStatus(status).phrase
+    lines = [f"HTTP/1.1 {status} {phrase}", *(f"{name}: {value}" for name, value in fields), "X-Request-ID: "]
+    return "\r\n".join(lines).encode("ascii")
+
+
+def answer(row: Row, request_id: str, detail: str | None = None, *, close: bool = False) -> Response:
     """The answer for a row of the tables, or one beside them."""
-    fields = answer_headers(request_id)
+    more: dict[str, str] = {}
     if row.status == 401:
         scheme = "Basic" if row.error == "invalid_client" else "Bearer"
-        fields["WWW-Authenticate"] = f'{scheme} realm="{contract.REALM}"'
+        more["WWW-Authenticate"] = f'{scheme} realm="{contract.REALM}"'
     if row.status == 405:
-        fields["Allow"] = "POST"
+        more["Allow"] = "GET, HEAD" if row is contract.ONLY_TO_BE_READ else "POST"
     if row.status == 503:
-        fields["Retry-After"] = str(contract.RETRY_AFTER_SECONDS)
-    return web.Response(status=row.status, body=orjson.dumps(contract.body(row, detail)), headers=fields)
+        more["Retry-After"] = str(contract.RETRY_AFTER_SECONDS)
+    return Response(request_id, orjson.dumps(contract.body(row, detail)), row.status, more, close)
 
 
-# What aiohttp is given for every answer that has left, so that it does nothing but go on: never to be changed.
-_SENT = web.Response()
-_SENT._eof_sent = True
-_SENT._keep_alive = True
+Fields = CIMultiDictProxy[str]
 
 
-async def success(request: web.Request, request_id: str, body: bytes) -> web.Response:
-    """The answer 200 with `body`, sent already where the connection goes on behind it.
+class Endpoint(Protocol):
+    """What answers a POST at a path of its own. The `body` may still be on its way."""
 
-    aiohttp takes a seventh of a grant's time to put such an answer together, each one alike.
-    """
-    if request.version == HttpVersion11 and request.keep_alive:
-        head = _ok_until_request_id(int(time.time()))
-        with suppress(ConnectionError):  # aiohttp meets it again with what is returned below, and hangs up
-            await request.writer.write_eof(
-                b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (head, request_id.encode("ascii"), len(body), body)
-            )
-            return _SENT
-    return web.Response(body=body, headers=answer_headers(request_id))
-
-
-@lru_cache(maxsize=2)
-def _ok_until_request_id(now: int) -> bytes:
-    fields = [*_HEADERS.items(), ("Date", formatdate(now, usegmt=True))]
-    lines = ["HTTP/1.1 200 OK", *(f"{name}: {value}" for name, value in fields), "X-Request-ID: "]
-    return "\r\n".join(lines).encode("ascii")
+    async def __call__(self, path: str, fields: Fields, client_address: str, body: StreamReader) -> Response: ...
 
 
 @frozen
@@ -132,30 +156,30 @@ class AuthHandler:
     granted: bytes = b'{"status":"success","token":"%b"}'
     _log: structlog.typing.FilteringBoundLogger = field(factory=lambda: structlog.get_logger().bind(), init=False)
 
-    async def post(self, request: web.Request) -> web.Response:
-        arrival = self._arrival(request)
-        raw = await read(request, self.body_timeout_seconds, form=self.form)
+    async def post(self, path: str, fields: Fields, client_address: str, body: StreamReader) -> Response:
+        """`Endpoint`."""
+        arrival = self._arrival(path, fields, client_address)
+        raw = await read(fields, body, self.body_timeout_seconds, form=self.form)
         found = await authenticate(raw, arrival, self.deps)
-        _log(self._log, arrival.request_id, found)
+        # Behind the answer: the caller does not wait for the line.
+        asyncio.get_running_loop().call_soon(_log, self._log, arrival.request_id, found)
         if found.row is None:
-            return await success(request, arrival.request_id, self.granted % found.token.encode("ascii"))
-        response = answer(found.row, arrival.request_id, found.detail)
-        if raw.too_large or not raw.complete:
-            response.force_close()  # where this request ends and the next begins, nobody has seen
-        return response
+            return Response(arrival.request_id, self.granted % found.token.encode("ascii"))
+        # Where a request that is not there whole ends, and the next begins, nobody has seen.
+        return answer(found.row, arrival.request_id, found.detail, close=raw.too_large or not raw.complete)
 
-    def _arrival(self, request: web.Request) -> Arrival:
-        client_request_id = request.headers.get("X-Request-ID")
+    def _arrival(self, path: str, fields: Fields, client_address: str) -> Arrival:
+        client_request_id = fields.get("X-Request-ID")
         if client_request_id is not None and not _CLIENT_REQUEST_ID.fullmatch(client_request_id):
             client_request_id = None
-        traceparent = request.headers.get("traceparent")
+        traceparent = fields.get("traceparent")
         trace = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
         return Arrival(
             request_id=new_request_id(),
             at_us=self.clock(),
             monotonic_ns=time.monotonic_ns(),
-            route=request.path,
-            client_address=str(request.remote),
+            route=path,
+            client_address=client_address,
             client_request_id=client_request_id,
             trace_id=None if trace is None else trace[2],
         )
@@ -167,22 +191,21 @@ def token_handler(deps: Deps, clock: Callable[[], int], body_timeout_seconds: fl
     return AuthHandler(deps, clock, body_timeout_seconds, form=True, granted=granted)
 
 
-async def read(request: web.Request, timeout_seconds: float, *, form: bool) -> RawRequest:
+async def read(fields: Fields, content: StreamReader, timeout_seconds: float, *, form: bool) -> RawRequest:
     """All of a request that has a meaning. Credentials in its headers are looked for with a form alone."""
-    fields = request.headers
     content_type = tuple(fields.getall("Content-Type", ()))
     content_encoding = tuple(fields.getall("Content-Encoding", ()))
-    if (request.content_length or 0) > MAX_BODY_BYTES:
+    if int(fields.get("Content-Length", 0)) > MAX_BODY_BYTES:
         return RawRequest(b"", content_type, content_encoding, too_large=True, form=form)
     body = b""
     try:
-        if request.content.is_eof():
-            body = request.content.read_nowait()
+        if content.is_eof():
+            body = content.read_nowait()
         else:
             async with asyncio.timeout(timeout_seconds):
-                while len(body) <= MAX_BODY_BYTES and (chunk := await request.content.readany()):
+                while len(body) <= MAX_BODY_BYTES and (chunk := await content.readany()):
                     body += chunk
-        complete = request.content.exception() is None
+        complete = content.exception() is None
     except (HttpProcessingError, OSError, TimeoutError):
         complete = False
     return RawRequest(
@@ -231,41 +254,50 @@ async def expect_continue(request: web.Request) -> None:
 async def method_not_allowed(request: web.Request) -> web.Response:
     """Every method but POST on a path of ours."""
     words = contract.METHOD_NOT_ALLOWED if request.path in PATHS else contract.OAUTH_METHOD_NOT_ALLOWED
-    return answer(words, new_request_id())
+    return answer(words, new_request_id()).of_aiohttp()
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def edge(posts: Mapping[str, Handler], unexpected: Callable[[str], Row], routed: Handler) -> Handler:
-    """Around all there is: whatever is let through becomes an answer of the contract.
+def handler(endpoint: Endpoint) -> Handler:
+    """`endpoint`, as aiohttp calls it."""
 
-    What most requests are, a plain POST to one of `posts`, does not go through the router. `unexpected` is the
-    row for what breaks at a path.
+    async def post(request: web.Request) -> web.StreamResponse:
+        response = await endpoint(request.path, request.headers, str(request.remote), request.content)
+        return response.of_aiohttp()
+
+    return post
+
+
+def edge(routed: Handler, broken: Callable[[str, Exception], Response]) -> Handler:
+    """Around all that aiohttp routes: whatever is let through becomes an answer of the contract.
+
+    `broken` answers for what breaks at a path.
     """
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         try:
-            post = posts.get(request.raw_path)
-            if post is not None and request.method == "POST" and "Expect" not in request.headers:
-                return await post(request)
             return await routed(request)
         except web.HTTPException:  # aiohttp raises it for paths that it has no route for
-            return answer(contract.NOT_FOUND, new_request_id())
+            return answer(contract.NOT_FOUND, new_request_id()).of_aiohttp()
         except Exception as fault:
-            request_id = new_request_id()
-            log_fault(fault, request_id=request_id)
-            return answer(unexpected(request.path), request_id)
+            return broken(request.path, fault).of_aiohttp()
 
     return guarded
 
 
-def refused_by_parser(client_address: str | None, error: BaseException | None) -> web.Response:
+def unexpected(row: Row, fault: Exception) -> Response:
+    """The answer for what nobody expected to break, which leaves a log line."""
+    request_id = new_request_id()
+    log_fault(fault, request_id=request_id)
+    return answer(row, request_id)
+
+
+def refused_by_parser(client_address: str | None, error: BaseException | None) -> Response:
     """The answer to what is no HTTP. The parser's text is dropped: it can quote a body with a secret in it."""
     structlog.get_logger().warning("http.refused", exception=type(error).__name__, client_address=client_address)
-    response = answer(contract.UNPARSABLE, new_request_id())
-    response.force_close()
-    return response
+    return answer(contract.UNPARSABLE, new_request_id(), close=True)
 
 
 def log_fault(fault: BaseException, **more: str | None) -> None:

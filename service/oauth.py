@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader
 from attrs import field, frozen
 
 from events.batch import Outcome, StoreError, Write
@@ -19,7 +19,7 @@ from events.log import EventLog, LogUnavailable
 from events.records import ClientRejected, TokenRevoked
 from service.bodies import read_form
 from service.contract import Answers, Row
-from service.handler import answer, new_request_id, read, success
+from service.handler import Fields, Response, answer, new_request_id, read
 from service.model import AccountDirectory, Claim, HashFailed, Overloaded, Rejected, Role, WriteFailed
 from service.stages.validate import client_of
 from service.stages.verify_account import verify_account
@@ -66,11 +66,13 @@ class TokenEndpoints:
     body_timeout_seconds: float
     _lines: structlog.typing.FilteringBoundLogger = field(factory=lambda: structlog.get_logger().bind(), init=False)
 
-    async def introspect(self, request: web.Request) -> web.Response:
-        return await self._handle(request, "introspect", self._introspect)
+    async def introspect(self, path: str, fields: Fields, client_address: str, body: StreamReader) -> Response:
+        """`service.handler.Endpoint`."""
+        return await self._handle(fields, body, "introspect", self._introspect)
 
-    async def revoke(self, request: web.Request) -> web.Response:
-        return await self._handle(request, "revoke", self._revoke)
+    async def revoke(self, path: str, fields: Fields, client_address: str, body: StreamReader) -> Response:
+        """`service.handler.Endpoint`."""
+        return await self._handle(fields, body, "revoke", self._revoke)
 
     async def _introspect(self, caller: str, token: str) -> Reply:
         try:
@@ -108,11 +110,11 @@ class TokenEndpoints:
             raise Rejected("account_unclaimed")
 
     async def _handle(
-        self, request: web.Request, endpoint: str, act: Callable[[str, str], Awaitable[Reply]]
-    ) -> web.Response:
+        self, fields: Fields, body: StreamReader, endpoint: str, act: Callable[[str, str], Awaitable[Reply]]
+    ) -> Response:
         began_ns = time.monotonic_ns()
         request_id = new_request_id()
-        raw = await read(request, self.body_timeout_seconds, form=True)
+        raw = await read(fields, body, self.body_timeout_seconds, form=True)
         account = None
         try:
             try:
@@ -138,11 +140,8 @@ class TokenEndpoints:
             reply = Reply("failed", account, reason, self.answers.row(reason), fault=fault)
         self._write_line(endpoint, request_id, reply, (time.monotonic_ns() - began_ns) / 1_000_000)
         if reply.row is None:
-            return await success(request, request_id, reply.body)
-        response = answer(reply.row, request_id)
-        if raw.too_large or not raw.complete:
-            response.force_close()
-        return response
+            return Response(request_id, reply.body)
+        return answer(reply.row, request_id, close=raw.too_large or not raw.complete)
 
     def _write_line(self, endpoint: str, request_id: str, reply: Reply, duration_ms: float) -> None:
         write = self._lines.info if reply.fault is None else self._lines.error

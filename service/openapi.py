@@ -11,7 +11,6 @@ from typing import Any
 from service import contract
 from service.contract import Row
 from service.discovery import JWKS_PATH, METADATA_PATH, metadata
-from service.documents import only_to_be_read
 from service.handler import PATHS, TOKEN_PATH, answer, answer_headers
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH
 
@@ -285,7 +284,7 @@ def _refusal(rows: Sequence[Row]) -> Json:
     schema = _exactly(error={"enum": errors}, error_description=_text(texts))
     return {
         "description": ", ".join(f"`{reason}`" for reason in examples),
-        "headers": _headers(_fields(rows[0])),
+        "headers": _headers(answer(rows[0], "").headers),
         "content": {"application/json": {"schema": schema, "examples": examples}},
     }
 
@@ -297,11 +296,6 @@ def _text(texts: Sequence[str]) -> Json:
         return {"enum": fixed}
     patterns = [re.sub(r"([.])", r"\\\1", text).replace("{name}", '".*"') for text in texts if text not in fixed]
     return {"anyOf": [{"enum": fixed}, *({"type": "string", "pattern": f"^{pattern}$"} for pattern in patterns)]}
-
-
-def _fields(row: Row) -> Mapping[str, str]:
-    made = only_to_be_read("") if row is contract.ONLY_TO_BE_READ else answer(row, "")
-    return made.headers
 
 
 def _headers(fields: Mapping[str, str]) -> Json:

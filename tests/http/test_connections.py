@@ -7,7 +7,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from aiohttp import StreamReader
 
+from service.app import ENDPOINTS
+from service.handler import Fields, Response
 from tests.conftest import Start
 from tests.harness import ACCOUNT, SECRET, Running, answers, logged, until
 
@@ -15,7 +18,9 @@ VALID = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
 HEAD = b"POST /auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 CLOSE = b"Connection: close\r\n"
 NOT_HTTP = {"error": "Validation", "error_description": "The request is not valid HTTP."}
+NOT_JSON = {"error": "Validation", "error_description": "The request body must be a JSON object."}
 PARSER_ERRORS = {"BadHttpMessage", "BadHttpMethod", "BadStatusLine", "InvalidHeader", "InvalidURLError", "LineTooLong"}
+SLOW = {"memory_kib": 65_536, "iterations": 5}  # a hash of some tenths of a second
 RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: what closes the socket resets the connection
 TLS_HELLO = bytes.fromhex("16030100a5010000a10303") + bytes(160)
 
@@ -48,6 +53,48 @@ async def test_a_connection_is_kept_and_closed_when_it_has_been_idle(start: Star
     writer.close()
 
 
+async def test_a_connection_outlives_an_answer_that_takes_longer_than_it_may_be_idle(start: Start) -> None:
+    running = await start(http={"keepalive_timeout_seconds": 0.1}, secrets=SLOW)
+    await running.add(secret="another")
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    for _ in range(2):
+        writer.write(HEAD + with_length(VALID))
+        (answer,) = answers(await reader.read(65_536))
+        assert running.events(answer.request_id)[-1]["duration_us"] > 100_000
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+@pytest.mark.parametrize("close", [b"", CLOSE], ids=["plain", "closing"])
+async def test_an_answer_that_is_under_way_leaves_before_the_service_stops(start: Start, close: bytes) -> None:
+    running = await start(secrets=SLOW)
+    await running.add(secret="another")
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    before = len(running.events())
+    writer.write(HEAD + close + with_length(VALID))
+    await until(lambda: len(running.events()) == before + 2)  # a hash is under way
+    await running.service.stop()
+    (answer,) = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert answer.status == 401
+    assert [event["type"] for event in running.events()[-2:]] == ["auth.denied", "service.stopped"]
+
+
+@pytest.mark.parametrize("close", [b"", CLOSE], ids=["plain", "closing"])
+async def test_an_answer_that_takes_longer_than_stopping_may_is_given_up(start: Start, close: bytes) -> None:
+    running = await start(http={"shutdown_timeout_seconds": 0.02}, secrets=SLOW)
+    await running.add(secret="another")
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    before = len(running.events())
+    writer.write(HEAD + close + with_length(VALID))
+    await until(lambda: len(running.events()) == before + 2)
+    await running.service.stop()
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    types = [event["type"] for event in running.events()[before:]]
+    assert types == ["auth.requested", "request.validated", "auth.interrupted", "service.stopped"]
+
+
 async def test_a_caller_that_asks_for_an_upgrade_gets_its_answer_and_none(running: Running) -> None:
     await running.add()
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -71,6 +118,85 @@ async def test_a_caller_that_has_said_all_it_will_is_still_answered(running: Run
     writer.close()
     assert answer.status == 200
     assert len(running.types(answer.request_id)) == 7
+
+
+@pytest.mark.parametrize("count", [2, 40, 400])
+async def test_a_caller_that_has_said_all_at_once_gets_all_its_answers(running: Running, count: int) -> None:
+    await running.add()
+    before = len(running.events())
+    found = answers(await running.raw((HEAD + with_length(VALID)) * count, then_close=True))
+    assert [answer.status for answer in found] == [200] * count
+    assert ["Connection" in answer.headers for answer in found] == [False] * (count - 1) + [True]
+    assert len(running.events()) == before + 7 * count
+
+
+async def test_a_caller_that_has_said_all_just_as_one_answer_leaves_gets_the_next(running: Running) -> None:
+    loop = asyncio.get_running_loop()
+    asked, gate = loop.create_future(), loop.create_future()
+
+    async def gated(path: str, fields: Fields, client_address: str, body: StreamReader) -> Response:
+        asked.set_result(None)
+        await gate
+        return Response("0" * 32, b"{}")
+
+    running.service.app[ENDPOINTS]["/auth"] = gated
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(HEAD + with_length(b"{}"))
+    await asked
+    writer.write(HEAD + with_length(b"[]"))
+    await asyncio.sleep(0.05)  # until it waits behind the first
+    gate.set_result(None)
+    writer.write_eof()  # is seen when the first answer has left, and before anybody was woken for the second
+    found = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert [answer.status for answer in found] == [200, 400]
+
+
+async def test_a_caller_that_does_not_read_is_heard_no_further(running: Running) -> None:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.connect(("127.0.0.1", running.port))
+    _, writer = await asyncio.open_connection(sock=client)
+    before = len(running.events())
+    writer.write(HEAD + with_length(b"{}"))
+    await until(lambda: len(running.events()) == before + 3)
+    server = running.service._runner.server
+    assert server is not None
+    (transport,) = [one.transport for one in server.connections if one.transport is not None]
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    transport.set_write_buffer_limits(4096)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio's has it
+    for _ in range(400):
+        writer.write(HEAD + with_length(b"{}"))
+        await asyncio.sleep(0.003)  # one at a time
+    assert 4096 < transport.get_write_buffer_size() < 2 * 4096
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("ending", [False, True], ids=["listening-on", "having-said-all"])
+@pytest.mark.parametrize(
+    ("more", "body"),
+    [
+        pytest.param(HEAD + with_length(b"[]") + HEAD + CLOSE + with_length(b"[]"), NOT_JSON, id="requests"),
+        pytest.param(b"\x00\r\n\r\n", NOT_HTTP, id="no-request"),
+    ],
+)
+async def test_what_comes_while_an_answer_is_under_way_is_answered_behind_it(
+    start: Start, more: bytes, body: dict[str, str], ending: bool
+) -> None:
+    running = await start(secrets=SLOW)
+    await running.add(secret="another")
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    before = len(running.events())
+    writer.write(HEAD + with_length(VALID))
+    await until(lambda: len(running.events()) == before + 2)  # a hash is under way
+    writer.write(more)
+    if ending:
+        writer.write_eof()
+    first, *found = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert first.status == 401
+    assert [answer.body for answer in found] == [body] * (1 + more.count(CLOSE))
 
 
 async def test_a_caller_that_leaves_before_its_answer_is_on_record_and_no_fault(start: Start, tmp_path: Path) -> None:

@@ -74,6 +74,38 @@ async def test_a_grant_looks_the_same_whether_its_connection_goes_on_or_ends(run
     assert answers(older)[0].headers["Connection"] == "keep-alive"
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param({"account": ACCOUNT, "secret": SECRET}, 200, id="granted"),
+        pytest.param({"account": ACCOUNT, "secret": "wrong"}, 401, id="wrong"),
+        pytest.param({}, 400, id="denied"),
+    ],
+)
+async def test_an_answer_looks_the_same_whichever_way_it_takes(
+    running: Running, sent: dict[str, str], status: int
+) -> None:
+    await running.add()
+    assert (await running.authenticate()).status == 200
+    body = json.dumps(sent).encode()
+    request = b"POST /auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    found = []
+    for data in (request, request * 2):  # alone, and one behind the other
+        writer.write(data)
+        for _ in range(len(data) // len(request)):
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            found += answers(head + await reader.readexactly(size))
+    writer.close()
+    for answer in found:
+        assert answer.status == status
+        for name in ("Date", "X-Request-ID"):
+            assert answer.headers.pop(name)
+    assert found[0].headers == found[1].headers == found[2].headers
+
+
 async def test_a_401_says_how_to_authenticate(running: Running) -> None:
     await running.add(secret="another")
     answer = await running.authenticate()

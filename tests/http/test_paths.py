@@ -102,8 +102,9 @@ async def test_an_unknown_path_is_answered_in_json_even_to_a_browser(running: Ru
     assert len(running.events()) == before
 
 
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["plain", "closing"])
 async def test_what_breaks_outside_the_pipeline_is_answered_and_logged_without_its_text(
-    start: Start, tmp_path: Path
+    start: Start, tmp_path: Path, headers: dict[str, str]
 ) -> None:
     broken = False
 
@@ -115,7 +116,7 @@ async def test_what_breaks_outside_the_pipeline_is_answered_and_logged_without_i
     with logged(tmp_path / "log") as lines:
         running = await start(clock=clock, http={"server_error_status": 500})
         broken = True
-        answer = await running.authenticate()
+        answer = await running.post({"account": ACCOUNT, "secret": SECRET}, headers=headers)
         broken = False
         assert answer.status == 500
         assert answer.body == {"error": "Error", "error_description": "Error in generating auth token!"}
