@@ -59,6 +59,7 @@ from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
 LOCK_SECONDS = 1.0  # a service that was killed holds its directory until its writer has ended, too
 RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
+LISTENERS = 8  # on one socket: uvloop takes one connection for each and turn, and many may come at once
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
@@ -301,7 +302,8 @@ class Service:
                 await self._runner.setup()
                 if self._example:
                     await self._add_example_account()
-                await web.SockSite(self._runner, bound, backlog=1024).start()
+                for one in (bound, *(bound.dup() for _ in range(1, LISTENERS))):
+                    await web.SockSite(self._runner, one, backlog=1024).start()
             except BaseException:
                 await self._runner.cleanup()
                 raise

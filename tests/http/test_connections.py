@@ -7,12 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
+import uvloop
 from aiohttp import StreamReader
 
-from service.app import ENDPOINTS
+from service.app import ENDPOINTS, Service
 from service.handler import Fields, Response
 from tests.conftest import Start
-from tests.harness import ACCOUNT, SECRET, Running, answers, logged, until
+from tests.harness import ACCOUNT, SECRET, Running, answers, logged, settings, until
 
 VALID = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
 HEAD = b"POST /auth HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -40,6 +41,25 @@ async def test_pipelined_requests_are_answered_in_their_order_each_with_a_record
     reasons = [running.events(answer.request_id)[-1].get("reason") for answer in found[:4]]
     assert reasons == [None, "missing_account", "body_not_json", None]
     assert len({answer.request_id for answer in found}) == 5
+
+
+def test_connections_that_come_at_once_are_not_taken_one_a_turn(tmp_path: Path) -> None:
+    async def come() -> int:
+        service = Service(settings(tmp_path / "var"))
+        await service.start()
+        try:
+            clients = [socket.create_connection(("127.0.0.1", service.settings.http.port)) for _ in range(32)]
+            for _ in range(10):
+                await asyncio.sleep(0)
+            server = service._runner.server
+            assert server is not None
+            return len(server.connections)
+        finally:
+            for client in clients:
+                client.close()
+            await service.stop()
+
+    assert uvloop.run(come()) == 32
 
 
 async def test_a_connection_is_kept_and_closed_when_it_has_been_idle(start: Start) -> None:
