@@ -38,6 +38,7 @@ class Server(web.Server):
         return _Connection(self, loop=self._loop, **self._kwargs)
 
     async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  (the signature is aiohttp's)
+        """End every connection, within so many seconds, and what aiohttp does not know to be under way."""
         connections = cast(list[_Connection], self.connections)
         await super().shutdown(timeout)
         for connection in connections:

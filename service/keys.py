@@ -238,7 +238,7 @@ def _jwk(alg: str, material: Any) -> dict[str, str]:
 
 
 def _segment(data: bytes) -> bytes:
-    """base64url without padding, RFC 7515, section 2: three calls into C, as every token has two."""
+    """base64url without padding, RFC 7515, section 2."""
     return binascii.b2a_base64(data, newline=False).rstrip(b"=").translate(_URL_SAFE)
 
 
