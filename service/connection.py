@@ -18,6 +18,7 @@ from aiohttp.web_protocol import _ErrInfo
 from service.handler import Endpoint, Response, refused_by_parser
 
 LINGERING_SECONDS = 2.0  # what is left of a refused body is read this long, so that the caller sees the answer
+MAX_HEAD_BYTES = 16_384  # of a head that comes in pieces, the last of which are looked at again with each
 
 
 class Server(web.Server):
@@ -54,6 +55,7 @@ class _Connection(web.RequestHandler):
 
     _body: StreamReader = EMPTY_PAYLOAD  # of the newest request
     _answering: asyncio.Task[None] | None = None
+    _head = b""  # what has come of a next request, until its head is there whole
 
     def __init__(self, server: Server, **settings: Any) -> None:
         super().__init__(server, **settings)
@@ -65,21 +67,26 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         # The parser that finds a bad chunk drops the request with it, where both came in one packet.
-        end = data.find(b"\r\n\r\n") + 4
-        if end > 3 and b"chunked" in data[:end].lower():
+        head = self._head + data
+        end = head.find(b"\r\n\r\n") + 4
+        if end > 3 and b"chunked" in head[:end].lower():
+            end -= len(self._head)
             self._receive(data[:end])
             data = data[end:]
+        begins, count = self._body.is_eof() and end < 4, self._request_count
         self._receive(data)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # aiohttp's reader says this after every body, and each time the parser would run again over nothing.
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
+        self._head = head[-MAX_HEAD_BYTES:] if begins and self._request_count == count else b""
 
     def _receive(self, data: bytes) -> None:
         idle, self._waiter = self._waiter, None  # else it is woken before anybody has seen what for
+        late = None if self._messages or self._body.is_eof() else self._body
         try:
             super().data_received(data)
+            if late is not None and late.is_eof() and self._parser is not None:
+                # The parser counts what is whole and not yet consumed, and stops at so many. This was consumed before
+                # it was whole: uncounted, it would be one too many for as long as the connection lasts.
+                self._parser.message_consumed()
+                super().data_received(b"")
         finally:
             self._waiter = idle
         if not self._messages:
@@ -150,7 +157,8 @@ class _Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own may return it
         """A caller that has said all it will still listens; aiohttp would hang up on it."""
         # Where `start` waits for a next request there is none; but for one that it has not been woken for yet.
-        unanswered = self._waiter is None or bool(self._messages)
+        begun = self._waiter is None and self._request_count > 0  # and not a connection that `start` has yet to see
+        unanswered = begun or bool(self._messages)
         if unanswered:
             if not self._body.is_eof():
                 self._break_body(ConnectionResetError())
@@ -163,8 +171,10 @@ class _Connection(web.RequestHandler):
         return unanswered
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._answering is not None and not self._body.is_eof():
+        if not self._body.is_eof():
             self._break_body(ConnectionResetError())
+        if self._waiter is not None and self._waiter.done() and self._task_handler is not None:
+            self._task_handler.cancel()  # woken for a request that nobody waits for any more
         super().connection_lost(exc)
 
     def close(self) -> None:

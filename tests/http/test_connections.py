@@ -150,6 +150,29 @@ async def test_a_caller_that_has_said_all_at_once_gets_all_its_answers(running: 
     assert len(running.events()) == before + 7 * count
 
 
+@pytest.mark.parametrize("ending", [False, True], ids=["listening-on", "having-said-all"])
+@pytest.mark.parametrize("late", [0, 40])
+async def test_requests_behind_bodies_that_came_late_are_all_answered(
+    running: Running, late: int, ending: bool
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    request = HEAD + with_length(b"{}")
+    for _ in range(late):
+        writer.write(request[:-1])
+        await asyncio.sleep(0.01)
+        writer.write(request[-1:])
+        await reader.readuntil(b"}")
+    writer.write(request[:-1])
+    await asyncio.sleep(0.01)
+    writer.write(request[-1:])
+    writer.write(request * 100 + (b"" if ending else HEAD + CLOSE + with_length(b"{}")))
+    if ending:
+        writer.write_eof()
+    found = answers(await asyncio.wait_for(reader.read(), 10))
+    writer.close()
+    assert [answer.status for answer in found] == [400] * (101 if ending else 102)
+
+
 async def test_a_caller_that_has_said_all_just_as_one_answer_leaves_gets_the_next(running: Running) -> None:
     loop = asyncio.get_running_loop()
     asked, gate = loop.create_future(), loop.create_future()
@@ -235,6 +258,38 @@ async def test_a_caller_that_leaves_before_its_answer_is_on_record_and_no_fault(
     assert "fault" not in {line["event"] for line in lines}
 
 
+def test_a_caller_that_leaves_at_once_is_let_go_at_once(tmp_path: Path) -> None:
+    async def come_and_go() -> None:
+        service = Service(settings(tmp_path / "var"))
+        await service.start()
+        try:
+            for _ in range(20):
+                socket.create_connection(("127.0.0.1", service.settings.http.port)).close()
+            server = service._runner.server
+            assert server is not None
+            await asyncio.sleep(0.2)  # all are taken by now
+            await until(lambda: not server.connections)
+        finally:
+            await service.stop()
+
+    uvloop.run(come_and_go())
+
+
+async def test_a_caller_that_leaves_before_its_request_was_begun_leaves_no_fault(start: Start, tmp_path: Path) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start()
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        server = running.service._runner.server
+        assert server is not None
+        await until(lambda: [one._waiter is None for one in server.connections] == [False])
+        (connection,) = server.connections
+        connection.data_received(b"GET /auth HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.connection_lost(ConnectionResetError())  # in the same turn, as it can be
+        await asyncio.sleep(0.05)
+        writer.close()
+    assert [line["event"] for line in lines if line["level"] != "info"] == []
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -303,3 +358,28 @@ async def test_a_request_that_was_whole_is_answered_before_the_rest_is_refused(r
     assert running.events(first.request_id)[-1]["reason"] == "missing_account"
     assert (second.status, second.body) == (400, NOT_HTTP)
     assert running.events(second.request_id) == []
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+async def test_a_bad_chunk_is_a_body_that_is_not_whole_wherever_its_packets_end(running: Running, cut: int) -> None:
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(head[:-cut])
+    await asyncio.sleep(0.02)
+    writer.write(head[-cut:] + b"ZZ\r\n")
+    (answer,) = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert answer.status == 400
+    assert running.events(answer.request_id)[-1]["reason"] == "body_incomplete"
+
+
+async def test_a_body_in_very_many_chunks_keeps_nothing_from_the_next_request(running: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    # As many as aiohttp takes before it pauses, and one.
+    chunks = b"1\r\na\r\n" * 16_385 + b"0\r\n\r\n"
+    writer.write(b"GET /auth HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    await asyncio.wait_for(reader.readuntil(b"}"), 5)
+    writer.write(HEAD + CLOSE + with_length(b"{}"))
+    (answer,) = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert running.events(answer.request_id)[-1]["reason"] == "missing_account"
