@@ -2,6 +2,7 @@
 """`hubler-auth replay`, from this checkout's own environment."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,8 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = ROOT / ".venv" / "bin" / "python"
 
 if Path(sys.prefix) != PYTHON.parent.parent:
-    if not PYTHON.exists():
-        sys.exit("There is no .venv yet: ./scripts/serve makes it.")
+    if not PYTHON.exists() and subprocess.call(["sh", str(ROOT / "scripts" / "environment")]):
+        sys.exit(2)
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 from service.__main__ import main

@@ -2,18 +2,38 @@
 
 import os
 import sys
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated, cast
 
 import typer
 
 from service.commands import accounts, config, keys, proofs, replay, serve
-from service.commands.console import root
+from service.commands.console import ConfigOption, Exit, root, say
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("hubler-auth"))
+        raise typer.Exit
+
+
+def _root(
+    context: typer.Context,
+    config: ConfigOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    root(context, config)
+
 
 app = typer.Typer(
     help="A token endpoint that can answer for every decision it made.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they print the values of local variables
     add_completion=False,
-    callback=root,
+    callback=_root,
 )
 app.command("serve")(serve.command)
 app.add_typer(accounts.app, name="accounts")
@@ -24,19 +44,50 @@ app.add_typer(config.app, name="config")
 
 
 def main() -> None:
+    """Run the command that the arguments name, and exit with its code."""
+    _open_standard_streams()
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        code = code or _unforeseen(error)
+    # The interpreter's own flush at exit may not complain either, of what nobody takes.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)
+
+
+def _open_standard_streams() -> None:
     # A file or socket that came to stand where stdin, stdout or stderr is closed would be taken for it.
     while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(spare)
+    # Python has none for a descriptor that was closed, and `print` takes that for stdout.
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  (each lasts as long as the process)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    # A terminal may not know every letter that the log does.
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+
+
+def _run() -> int | str | None:
     try:
-        app(prog_name="hubler-auth")
+        return cast(int, app(prog_name="hubler-auth"))  # in fact it ends by SystemExit
     except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
-            raise
-        # Whoever read stdout has seen enough: no fault, whatever typer makes of it. The interpreter's
-        # own flush at exit may not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        # Whoever read stdout has seen enough: no fault, whatever typer makes of it.
+        return Exit.FINE if isinstance(end.__context__, BrokenPipeError) else end.code
+    except OSError as error:
+        return _unforeseen(error)
+
+
+def _unforeseen(error: OSError) -> Exit:
+    """The code for what a command did not look out for. Never that of a log that does not hold."""
+    if error.filename is None:
+        say(f"hubler-auth: cannot write what there is to say: {error.strerror}")
+        return Exit.USAGE
+    say(f"hubler-auth: cannot open {error.filename}: {error.strerror}")
+    return Exit.UNREADABLE
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def revoke_tokens(
 
 def _secret() -> str:
     # A closed stdin is None.
-    data = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).removesuffix(b"\n") if sys.stdin else b""
+    data = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).removesuffix(b"\n")
     if not 1 <= len(data) <= MAX_SECRET_BYTES:
         fail(Exit.USAGE, f"the secret must be 1 to {MAX_SECRET_BYTES} bytes")
     try:

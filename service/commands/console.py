@@ -8,6 +8,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum, StrEnum
 from itertools import chain, islice
 from pathlib import Path
@@ -66,8 +67,9 @@ _SIZED_ROWS = 500
 
 
 def say(text: str) -> None:
-    """Words for the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
+    """Words for the person at the terminal, if they can be said."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def fail(code: Exit, text: str) -> NoReturn:

@@ -41,7 +41,7 @@ def checkpoint_(context: typer.Context, config: ConfigOption = None) -> None:
         note = reader.newest_checkpoint()
     if note is None:
         fail(Exit.NOT_FOUND, "no checkpoint was signed yet")
-    sys.stdout.write(note)
+    _write(note.encode())
 
 
 @app.command()
@@ -78,7 +78,7 @@ def prove(
         except CheckpointError as error:
             fail(Exit.BROKEN, f"the log does not hold: the proof {error}")
     if output is None:
-        sys.stdout.write(proof.encode())
+        _write(proof.encode().encode())
     else:
         write_file(output, [proof.encode().encode()])
 
@@ -131,7 +131,7 @@ def check_proof(
     if vkey is None:
         fail(Exit.USAGE, "check-proof needs the --vkey that you trust: the proof cannot vouch for itself")
     try:
-        text = (_stdin() if str(file) == "-" else file.read_bytes()).decode()
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
     except OSError as error:
         fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
     except UnicodeDecodeError:
@@ -141,13 +141,14 @@ def check_proof(
         checkpoint = proof.check(vkey)
     except CheckpointError as error:
         fail(Exit.BROKEN, f"{file} {error}")
-    sys.stdout.buffer.write(proof.extra + b"\n")
-    sys.stdout.buffer.flush()
+    _write(proof.extra + b"\n")
     say(f"This is event {proof.index} of the {checkpoint.size} that {checkpoint.origin} had signed.")
 
 
-def _stdin() -> bytes:
-    return sys.stdin.buffer.read() if sys.stdin else b""  # a closed one is None
+def _write(data: bytes) -> None:
+    # What is signed is UTF-8, whatever the terminal is.
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 # -- rollback -------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""What holds of the command line as a whole: its exit codes where output cannot be written, or a file not be seen."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.audit_log import DENIAL, SIGNER, attempt, keep, started, tamper, write_log
+from tests.cli.serving import environment
+
+FULL = "hubler-auth: cannot write what there is to say: No space left on device\n"
+SHOWN = ["config", "show"]  # written line by line
+ASCII_ONLY = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+PRINTED = ["replay", "verify"]  # left to the end
+
+
+def run(directory: Path, *arguments: str, redirected: str = "", **more: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "service", *arguments],
+        env=environment(directory) | more,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    write_log(tmp_path / "auth.db", started(), attempt(1, *DENIAL))
+    return tmp_path
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    result = run(tmp_path, "--version")
+    assert (result.returncode, result.stdout) == (0, f"{version('hubler-auth')}\n")
+
+
+@pytest.mark.parametrize("arguments", [SHOWN, PRINTED, ["--help"]], ids=["shown", "printed", "help"])
+def test_output_that_nobody_can_take_is_no_log_that_does_not_hold(directory: Path, arguments: list[str]) -> None:
+    result = run(directory, *arguments, redirected=">/dev/full")
+    assert (result.returncode, result.stderr) == (2, FULL)
+
+
+def test_a_log_that_does_not_hold_is_one_whoever_hears_of_it(directory: Path) -> None:
+    tamper(directory / "auth.db", "DELETE FROM log WHERE seq = 3")
+    assert run(directory, "replay", "verify").returncode == 1
+    assert run(directory, "replay", "verify", "--format", "json", redirected=">/dev/full").returncode != 0
+    assert run(directory, "replay", "verify", redirected="2>/dev/full").returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [SHOWN, ["replay", "verify"]], ids=["shown", "printed"])
+def test_closed_streams_are_as_good_as_any(directory: Path, arguments: list[str]) -> None:
+    assert run(directory, *arguments, redirected=">&- 2>&-").returncode == 0
+    said = run(directory, "replay", "explain", "0" * 32, redirected="2>&-")
+    assert (said.returncode, said.stdout) == (3, "")
+
+
+@pytest.mark.parametrize("arguments", [SHOWN, PRINTED], ids=["shown", "printed"])
+def test_whoever_has_seen_enough_of_the_output_may_leave(directory: Path, arguments: list[str]) -> None:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    with os.fdopen(ours, "wb") as pipe:
+        command = [sys.executable, "-m", "service", *arguments]
+        result = subprocess.run(command, env=environment(directory), stdout=pipe, stderr=subprocess.PIPE, timeout=30)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_terminal_that_does_not_know_a_letter_is_told_its_number(directory: Path) -> None:
+    file = directory / "config.toml"
+    file.write_text('[tokens]\naudience = "caf\u00e9"', encoding="utf-8")
+    result = run(directory, "--config", str(file), "config", "show", **ASCII_ONLY)
+    assert result.returncode == 0
+    assert "caf\\xe9" in result.stdout
+
+
+def test_what_is_signed_is_the_same_on_any_terminal(directory: Path) -> None:
+    keep(directory / "auth.db", 5)
+    result = run(directory, "replay", "checkpoint", **ASCII_ONLY)
+    assert result.returncode == 0
+    assert f"\n\u2014 {SIGNER.name} " in result.stdout
+
+
+def test_a_directory_that_cannot_be_looked_into_cannot_be_read(tmp_path: Path) -> None:
+    unreadable = tmp_path / ("a" * 300)
+    result = run(unreadable, "replay", "verify")
+    assert result.returncode == 4
+    assert result.stderr == f"hubler-auth: cannot open {unreadable / 'checkpoint'}: File name too long\n"
