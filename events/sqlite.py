@@ -55,6 +55,8 @@ def find_sqlite() -> Any:
     raise StoreError(f"SQLite 3.51.3 or newer is needed; {', '.join(found)}")
 
 
+_TERMINAL = ", ".join(f"'{tag}'" for tag in TERMINAL)
+
 # What the writer runs, in the order a batch needs it.
 _SIZE = "SELECT coalesce(max(seq) + 1, 0) FROM log"
 _TREE_SIZE = "SELECT size FROM tree"
@@ -70,7 +72,7 @@ SELECT ? + key,
        value,
        CASE WHEN json_extract(value, '$.position') = 0 THEN unhex(json_extract(value, '$.request_id')) END,
        CASE WHEN json_extract(value, '$.request_id') IS NULL
-              OR json_extract(value, '$.type') IN ({", ".join(f"'{tag}'" for tag in TERMINAL)})
+              OR json_extract(value, '$.type') IN ({_TERMINAL})
             THEN unhex(json_extract(value, '$.account')) END
 FROM json_each(?)"""
 
@@ -377,6 +379,12 @@ def _schema(sqlite: Any) -> Iterator[str]:
             statement = ""
 
 
+def _view(sqlite: Any) -> str:
+    """The statement that makes the view, as SQLite keeps it."""
+    (statement,) = (text for text in _schema(sqlite) if "CREATE VIEW" in text)
+    return str(statement[statement.index("CREATE VIEW") :].rstrip().removesuffix(";"))
+
+
 def _check_schema(connection: Any, path: Path) -> None:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -396,7 +404,10 @@ def _open_attempts(connection: Any) -> list[OpenAttempt]:
         "       max(json_extract(body, '$.user_id'))"
         " FROM log CROSS JOIN open_attempts AS o ON o.request_id = unhex(json_extract(body, '$.request_id'))"
         " WHERE seq >= ?"
-        " GROUP BY o.request_id ORDER BY min(seq)",
+        " GROUP BY o.request_id"
+        # Nobody but a stranger to this program leaves one here that has ended; it is not to end twice.
+        f" HAVING NOT max(json_extract(body, '$.type') IN ({_TERMINAL}))"
+        " ORDER BY min(seq)",
         (first[0],),
     )
     return [OpenAttempt(*row) for row in rows]
@@ -446,6 +457,9 @@ _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even 
 
 _LARGEST = 2**63 - 1  # of SQLite's integers
 
+# Primary result codes where SQLite may not make its -shm: on a read-only medium, and in another's directory.
+_UNSHARED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+
 PAGE = 5000  # rows; at about 400 bytes each a page is 2 MB, and read in a few milliseconds
 
 LogRow = tuple[int, bytes, bytes | None, bytes | None]
@@ -462,19 +476,41 @@ class SqliteReader:
         self.path = path
         self.lock_timeout_seconds = lock_timeout_seconds
         self._sqlite = find_sqlite()
-        if not path.is_file():
+        try:
+            is_there = path.is_file()
+        except OSError as error:  # as a directory that it is in may be closed to us
+            raise StoreError(f"cannot open {path}: {error.strerror}") from None
+        if not is_there:
             raise StoreError(f"there is no database at {path}")
         try:
-            self._connection = self._sqlite.connect(
-                f"{path.absolute().as_uri()}?mode=ro",
-                uri=True,
-                isolation_level=None,
-                timeout=lock_timeout_seconds,
-                check_same_thread=False,
-            )
-            _check_schema(self._connection, path)
+            self._connection = self._open("mode=ro")
         except self._sqlite.Error as error:
-            raise _store_error("cannot open", path, error) from None
+            # Beside a database that nobody has open SQLite makes files of its own, and may not be allowed to. Where
+            # no write-ahead log is left, the database is whole without them.
+            if _primary_code(error) not in _UNSHARED or path.with_name(f"{path.name}-wal").exists():
+                raise _store_error("cannot open", path, error) from None
+            self._connection = self._open_unshared()
+
+    def _open_unshared(self) -> Any:
+        try:
+            return self._open("mode=ro&immutable=1")
+        except self._sqlite.Error as error:
+            raise _store_error("cannot open", self.path, error) from None
+
+    def _open(self, how: str) -> Any:
+        connection = self._sqlite.connect(
+            f"{self.path.absolute().as_uri()}?{how}",
+            uri=True,
+            isolation_level=None,
+            timeout=self.lock_timeout_seconds,
+            check_same_thread=False,
+        )
+        try:
+            _check_schema(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def close(self) -> None:
         self._connection.close()
@@ -663,6 +699,19 @@ class SqliteReader:
             (jti, account, user_id or "", issued_at),
         )
         return bool(rows[0][0])
+
+    def open_attempts(self) -> set[str]:
+        """The request ids that stand as begun and not ended."""
+        return {request_id for (request_id,) in self._rows("SELECT lower(hex(request_id)) FROM open_attempts")}
+
+    def has_secrets(self) -> bool:
+        """Whether any account has a verifier."""
+        return bool(self._rows("SELECT EXISTS (SELECT 1 FROM secrets)")[0][0])
+
+    def is_view_ours(self) -> bool:
+        """Whether the view `events`, which others read, is as the schema has it."""
+        found = self._rows("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = 'events'")
+        return [sql for (sql,) in found] == [_view(self._sqlite)]
 
     def revoked_tokens(self, now: int) -> dict[str, int]:
         """`exp` by `jti` of the tokens taken back one by one that would hold at `now`, in seconds."""

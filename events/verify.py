@@ -4,7 +4,7 @@
 body gives; every attempt is a legal walk with one terminal event at its end, unless the running service can still
 end it; no request begins twice; and accounts, secrets' versions, keys and revocations stand in their tables as the
 events leave them. Tiles and head of the tree are those of the bodies, and so is the root of every checkpoint, kept or
-given, which the log's key has signed.
+given, which the log's key has signed. The view through which others read the log is the schema's.
 
 Reads in chunks, and holds accounts, keys, revocations and open attempts, so that any length of log can be read. Only
 the last few rows and the tables share a snapshot: the log may grow meanwhile. A checkpoint counts as kept if it was
@@ -280,6 +280,12 @@ class _Reading:
         differs = difference(self._reader, self.replay)
         if differs is not None:
             raise Fault(None, differs)
+        for request_id in sorted(self._reader.open_attempts() ^ set(self.replay.open)):
+            raise Fault(
+                None, f"attempt {request_id} stands otherwise in the table of open ones than its events leave it"
+            )
+        if not self._reader.is_view_ours():
+            raise Fault(None, "view `events` changed: what is read through it is not the log")
 
 
 def _check_ended(replay: Replay) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -131,6 +131,10 @@ def write_log(path: Path, *entries: Entry) -> Path:
         await log.start(owns_attempts=False)
         for entry in entries:
             events, write = entry if isinstance(entry, tuple) else (entry, None)
+            if events and isinstance(last := events[-1], AttemptEvent) and last.TYPE not in TERMINAL:
+                for event in events:
+                    log.record(cast(AttemptEvent, event), log.admit())
+                events = []
             assert await log.commit(events, write=write) is Outcome.DONE
         await log.stop()
 
@@ -184,8 +188,13 @@ def rewrite(path: Path, events: Sequence[Event]) -> Path:
         account: str | None = getattr(event, "account", None) if ends else None
         columns = [None if text is None else bytes.fromhex(text) for text in (request_id, account)]
         rows.append((seq, encode(event).decode(), *columns))
+    attempts = [event for event in events if isinstance(event, AttemptEvent)]
+    ended = {event.request_id for event in attempts if event.TYPE in TERMINAL}
+    begun = {event.request_id for event in attempts} - ended
     connection = sqlite3.connect(tamper(path, "DROP INDEX IF EXISTS log_request_id", "DELETE FROM log"))
     connection.executemany("INSERT INTO log VALUES (?, ?, ?, ?)", rows)
+    connection.execute("DELETE FROM open_attempts")
+    connection.executemany("INSERT INTO open_attempts VALUES (?)", [(bytes.fromhex(one),) for one in begun])
     connection.commit()
     connection.close()
     return rebuild(path)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import resource
 import sqlite3
 import stat
@@ -10,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -448,3 +450,47 @@ def test_the_newest_checkpoint_is_found_if_it_covers_enough(database: Path) -> N
     assert reader.newest_checkpoint(10) is None
     assert (reader.checkpoint_before(9), reader.checkpoint_before(5)) == (5, 0)
     reader.close()
+
+
+@contextmanager
+def read_only(database: Path, mode: int = 0o444) -> Iterator[None]:
+    """Let this process write neither to the file nor beside it, whoever it runs as."""
+    database.chmod(mode)
+    database.parent.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        database.parent.chmod(0o755)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that another user may look into, as pytest's own are not."""
+    with TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def test_a_database_that_nobody_has_open_is_read_where_nothing_can_be_written(public: Path) -> None:
+    database = write_log(public / "auth.db", started())
+    with read_only(database):
+        reader = SqliteReader(database)
+        assert reader.size() == 1
+        reader.close()
+    database.with_name("auth.db-wal").write_bytes(bytes(4096))  # might hold commits that the database has not
+    with read_only(database), pytest.raises(StoreError, match=r"cannot open .*: SQLITE_(CANTOPEN|READONLY)"):
+        SqliteReader(database)
+
+
+def test_a_database_that_is_not_for_the_reader_cannot_be_opened(public: Path) -> None:
+    database = write_log(public / "auth.db", started())
+    with read_only(database, 0o000), pytest.raises(StoreError, match=r"cannot open .*: SQLITE_CANTOPEN"):
+        SqliteReader(database)
+
+
+def test_a_path_that_cannot_be_looked_at_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot open .*: File name too long"):
+        SqliteReader(tmp_path / ("a" * 300) / "auth.db")

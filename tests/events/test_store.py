@@ -516,6 +516,11 @@ async def test_a_write_ends_its_attempt_only_if_it_is_done(
     assert place.bodies() == bodies(events if outcome is DONE else events[:5])
 
 
+async def test_an_attempt_that_has_ended_is_not_open_whatever_the_table_says(place: Place, store: Store) -> None:
+    await store.append(Batch(parts=[Part([encode(event) for event in attempt(1, *GRANT)])], opened={rid(1)}))
+    assert await store.open_attempts() == []
+
+
 async def test_open_attempts_outlive_the_store(place: Place, store: Store) -> None:
     await store.append(Batch([part(attempt(1, REQUESTED))], opened={rid(1)}))
     await store.close()

@@ -105,6 +105,33 @@ def test_attempts_of_the_running_service_are_open_and_no_fault(path: Path) -> No
     assert list(report.replay.open) == [rid(7), rid(8)]
 
 
+@pytest.mark.parametrize(
+    ("statement", "number"),
+    [
+        pytest.param(f"INSERT INTO open_attempts VALUES (x'{rid(3)}')", 3, id="ended"),
+        pytest.param(f"INSERT INTO open_attempts VALUES (x'{rid(9)}')", 9, id="never-begun"),
+        pytest.param(f"DELETE FROM open_attempts WHERE request_id = x'{rid(8)}'", 8, id="open"),
+    ],
+)
+def test_attempts_stand_as_open_in_log_and_table_alike(path: Path, statement: str, number: int) -> None:
+    log = tamper(write_log(path, *STORY, started(), *OPEN), statement)
+    fault = f"attempt {rid(number)} stands otherwise in the table of open ones than its events leave it"
+    assert str(verified(log).fault) == fault
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        pytest.param(["DROP VIEW events"], id="gone"),
+        pytest.param(["DROP VIEW events", "CREATE VIEW events AS SELECT * FROM log WHERE seq < 5"], id="another"),
+        pytest.param(["DROP VIEW events", "CREATE TABLE events AS SELECT * FROM log"], id="a-table"),
+    ],
+)
+def test_the_view_of_the_log_is_the_one_that_others_rely_on(path: Path, statements: list[str]) -> None:
+    log = tamper(write_log(path, *STORY), *statements)
+    assert str(verified(log).fault) == "view `events` changed: what is read through it is not the log"
+
+
 @pytest.mark.parametrize("after", [pytest.param(stopped(), id="stopped"), pytest.param(started(), id="started-again")])
 def test_an_attempt_that_its_service_left_behind_is_a_fault(path: Path, after: Entry) -> None:
     fault = verified(write_log(path, *STORY, started(), *OPEN, after)).fault
