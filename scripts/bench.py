@@ -290,7 +290,7 @@ def prepared(run: Run, name: str, accounts: Sequence[str] = ()) -> tuple[Path, S
 
 async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
     """Accounts whose secrets are set and nowhere remembered. One verifier serves for all: it names no account."""
-    hasher = SecretHasher(secrets_key(chosen.keys_directory), HashParameters(*chosen.secrets.costs))
+    hasher = SecretHasher(secrets_key(chosen.keys_directory, create=True), HashParameters(*chosen.secrets.costs))
     verifier = await hasher.derive(EXAMPLE_SECRET)
     hasher.close()
     log = EventLog(SqliteStore(chosen.database, create=False), wall_clock)
@@ -626,7 +626,7 @@ def growth(run: Run) -> dict[str, Any]:
 # -- what is shown --------------------------------------------------------------------
 
 
-def in_columns(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def in_columns(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     table = Table(title=title, title_justify="left", box=MARKDOWN)
     for column in columns:
         table.add_column(column, justify="left" if column == columns[0] else "right")

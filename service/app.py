@@ -174,7 +174,8 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
     secrets = settings.secrets
     hasher = SecretHasher(
-        secrets_key(settings.keys_directory),
+        # Another key than that of the verifiers there are would refuse them all.
+        secrets_key(settings.keys_directory, create=not app[READER].has_secrets()),
         HashParameters(*secrets.costs),
         workers=secrets.hash_workers,
         queue=secrets.hash_queue,
@@ -330,12 +331,16 @@ class Service:
 
 
 async def serve(settings: Settings, ready: Callable[[Service], None], *, example: bool = False) -> None:
-    """Run until SIGINT or SIGTERM; `ready` is called once the service answers. Raises what `Service.start` does."""
+    """Run until SIGINT, SIGTERM or SIGHUP; `ready` is called once the service answers.
+
+    Raises what `Service.start` does.
+    """
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(logs.loop_exception)
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(number, stopped.set)
     service = Service(settings, example=example)
     await service.start()
     # What lives as long as the process need not be looked through for garbage at every turn.

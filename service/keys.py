@@ -169,10 +169,13 @@ def load_signing_key(directory: Path, kid: str, alg: str) -> SigningKey:
     return key
 
 
-def secrets_key(directory: Path) -> bytes:
-    """The key of the hash under every verifier: 32 bytes, made at first use. Raises `KeyFileError`."""
+def secrets_key(directory: Path, *, create: bool) -> bytes:
+    """The key of the hash under every verifier: 32 bytes; with `create`, made if it is not there.
+
+    Raises `KeyFileError`.
+    """
     path = directory / "secrets.key"
-    if not path.exists():
+    if create and not path.exists():
         _write(path, secrets.token_bytes(SYMMETRIC_BYTES))
     key = _read(path)
     if len(key) != SYMMETRIC_BYTES:

@@ -241,8 +241,9 @@ def _state(expires_at: int | None, now: int) -> str:
     return "overlapping" if now < expires_at else "expired"
 
 
-def _hasher(chosen: Settings) -> SecretHasher:
-    return SecretHasher(secrets_key(chosen.keys_directory), HashParameters(*chosen.secrets.costs))
+def _hasher(chosen: Settings, reader: SqliteReader) -> SecretHasher:
+    key = secrets_key(chosen.keys_directory, create=not reader.has_secrets())
+    return SecretHasher(key, HashParameters(*chosen.secrets.costs))
 
 
 def _at_the_desk(
@@ -258,8 +259,9 @@ def _at_the_desk(
         log = EventLog(store, wall_clock)
         await log.start(owns_attempts=False)
         try:
-            hasher = _hasher(chosen) if hashes else None
-            await work(AccountDesk(log, _reader(chosen), wall_clock, hasher))
+            reader = _reader(chosen)
+            hasher = _hasher(chosen, reader) if hashes else None
+            await work(AccountDesk(log, reader, wall_clock, hasher))
         finally:
             await log.stop()
 

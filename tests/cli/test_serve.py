@@ -136,7 +136,7 @@ def test_a_second_start_finds_everything_as_it_was(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "var" / "keys").iterdir()) == keys
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_is_in_flight_is_finished(tmp_path: Path, number: int) -> None:
     body = {"account": ACCOUNT, "secret": SECRET}
     with (
@@ -150,6 +150,18 @@ def test_what_is_in_flight_is_finished(tmp_path: Path, number: int) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
         assert service.process.wait(10) == 0
     assert [event["type"] for event in events(tmp_path / "var" / "auth.db")][-2:] == ["auth.granted", "service.stopped"]
+
+
+def test_a_hang_up_that_is_to_be_ignored_is(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the process inherits, as from nohup
+    try:
+        with serving(tmp_path / "var", "--quickstart") as service:
+            service.process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            assert status(service.port, SECRET) == "200"
+            assert service.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_does_not_arrive_in_time_is_refused_as_incomplete(tmp_path: Path) -> None:

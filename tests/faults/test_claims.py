@@ -36,7 +36,7 @@ async def desk(running: Running, parameters: HashParameters | None = None) -> As
     """An operator's command beside the service: a connection, a reader and a hasher of its own."""
     settings = running.service.settings
     usual = HashParameters(*settings.secrets.costs)
-    hasher = SecretHasher(secrets_key(settings.keys_directory), parameters or usual)
+    hasher = SecretHasher(secrets_key(settings.keys_directory, create=False), parameters or usual)
     log = EventLog(SqliteStore(running.database, create=False), wall_clock)
     reader = SqliteReader(running.database)
     await log.start(owns_attempts=False)

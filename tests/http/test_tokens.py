@@ -237,6 +237,15 @@ class TestBrokenKeys:
         told = self.serve(key.parents[1])
         assert f"{key} is not 32 bytes long" in told
 
+    async def test_a_lost_key_under_the_verifiers_stops_the_start_and_is_not_replaced(self, start: Start) -> None:
+        running = await start()
+        await running.add(secret="first")
+        await running.service.stop()
+        key = running.directory / "keys" / "secrets.key"
+        key.unlink()
+        assert f"cannot read {key}: No such file" in self.serve(running.directory)
+        assert not key.exists()
+
     async def test_a_folder_where_a_key_should_be_stops_the_start(self, start: Start) -> None:
         key = await self.signing_key(start)
         key.unlink()
