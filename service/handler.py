@@ -23,6 +23,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from attrs import field
 from multidict import CIMultiDictProxy
 
+from events.batch import StoreError
 from service import contract
 from service.contract import Row
 from service.model import RawRequest, frozen
@@ -301,5 +302,7 @@ def refused_by_parser(client_address: str | None, error: BaseException | None) -
 
 
 def log_fault(fault: BaseException, **more: str | None) -> None:
-    """A fault's type, and what is around it; never its text, which may quote a value."""
+    """A fault's type, and what is around it; never its text, which may quote a value, but where a store failed."""
+    if isinstance(fault, StoreError):
+        more["what"] = str(fault)
     structlog.get_logger().error("fault", exception=type(fault).__name__, **more)

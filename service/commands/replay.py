@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import chain, islice
@@ -79,6 +79,7 @@ ACCOUNT_COLUMNS = ("account", "status", "role", "created_at", "claim_until", "se
 VERIFY_COLUMNS = ("holds", "events", *TERMINAL.values(), "open", "fault_seq", "fault")
 
 _DECODER = json.JSONDecoder()
+_ANNOUNCED = b"audit.checkpoint"  # no way to write a string in JSON escapes any of it
 
 FOLLOW_SECONDS = 0.2
 NAMED_OPEN_ATTEMPTS = 10
@@ -300,7 +301,11 @@ def verify_(
     ] = None,
     logs: Annotated[
         list[Path] | None,
-        typer.Option("--logs", metavar="FILE", help="Log lines that you kept elsewhere, with checkpoints among them."),
+        typer.Option(
+            "--logs",
+            metavar="FILE",
+            help="Log lines that you kept elsewhere, with checkpoints among them; - for stdin.",
+        ),
     ] = None,
     vkey: VkeyOption = None,
     tiles: Annotated[
@@ -365,9 +370,9 @@ def _logged(files: Sequence[Path]) -> Iterator[Given]:
     for file in files:
         found = False
         try:
-            with file.open("rb") as lines:
+            with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
-                    note = _note(line) if b"audit.checkpoint" in line else None
+                    note = _note(line.decode("utf-8", "surrogateescape")) if _ANNOUNCED in line else None
                     found = found or note is not None
                     if note is not None and note not in seen:
                         seen.add(note)
@@ -378,13 +383,15 @@ def _logged(files: Sequence[Path]) -> Iterator[Given]:
             fail(Exit.USAGE, f"{file} has no line with a checkpoint: nothing could be checked against it")
 
 
-def _note(line: bytes) -> str | None:
-    text = line.decode("utf-8", "surrogateescape")
+def _note(text: str) -> str | None:
     for begin in re.finditer("{", text):  # a shipper's own words may have one too
         with suppress(ValueError, RecursionError):
             members, _ = _DECODER.raw_decode(text, begin.start())
             if members.get("event") == "audit.checkpoint" and "checkpoint" in members:
                 return str(members["checkpoint"])
+            for value in members.values():  # or put the line into JSON of its own, as Docker's json-file does
+                if isinstance(value, str) and (note := _note(value)) is not None:
+                    return note
     return None
 
 

@@ -94,6 +94,17 @@ def test_a_log_holds_against_all_that_was_kept_of_it(directory: Path, lives: Pat
     assert in_file(lives / "early").size < in_file(directory).size == len(types(directory))
 
 
+def test_log_lines_are_read_from_stdin_and_out_of_json_of_a_shippers_own(directory: Path, archive: Path) -> None:
+    lines = archive.read_text().splitlines(keepends=True)
+    wrapped = "".join(json.dumps({"log": line, "stream": "stdout"}) + "\n" for line in lines)
+    for text in (archive.read_text(), wrapped):
+        command = ["replay", "verify", "--vkey", vkey(directory), "--logs", "-"]
+        held(CliRunner().invoke(app, command, env=environment(directory), input=text))
+    nothing = CliRunner().invoke(app, command, env=environment(directory), input="")
+    assert nothing.exit_code == 2
+    assert "- has no line with a checkpoint" in nothing.stderr
+
+
 def test_without_a_key_it_says_how_good_its_own_is(directory: Path, archive: Path) -> None:
     result = replay(directory, "verify", "--logs", archive)
     assert result.exit_code == 0

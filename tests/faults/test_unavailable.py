@@ -20,7 +20,7 @@ from service.clock import wall_clock
 from service.model import RawRequest
 from service.pipeline import Arrival, authenticate
 from tests.conftest import Start
-from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Running, connect, until
+from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Running, connect, logged, until
 
 BODY = {"account": ACCOUNT, "secret": SECRET}
 UNAVAILABLE = {"error": "Error", "error_description": "Error in generating auth token!"}
@@ -66,6 +66,15 @@ async def test_lock_held_too_long_is_audit_unavailable_until_it_is_let_go(start:
         assert running.events(answer.request_id) == []
     assert secrets(running) == 0
     await check_recovered(running, action="claimed")
+
+
+async def test_what_the_store_says_of_its_failure_is_logged(start: Start, tmp_path: Path) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start(storage={"lock_timeout_seconds": 0.05})
+        with write_lock(running.database):
+            await running.post(BODY)
+    fault = next(line for line in lines if line["event"] == "fault")
+    assert (fault["exception"], fault["what"]) == ("StoreError", f"cannot write {running.database}: SQLITE_BUSY")
 
 
 async def test_lock_let_go_in_time_is_waited_for(running: Running) -> None:
