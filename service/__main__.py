@@ -53,8 +53,10 @@ def main() -> None:
         pass
     except OSError as error:
         code = code or _unforeseen(error)
-    # The interpreter's own flush at exit may not complain either, of what nobody takes.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # The interpreter's own flushes at exit may not complain either, of what nobody takes.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     sys.exit(code)
 
 

@@ -13,14 +13,16 @@ from tests.cli.serving import environment
 
 FULL = "hubler-auth: cannot write what there is to say: No space left on device\n"
 SHOWN = ["config", "show"]  # written line by line
+VERIFIED = ["replay", "verify"]
 ASCII_ONLY = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-PRINTED = ["replay", "verify"]  # left to the end
+BUFFERED = {"PYTHONUNBUFFERED": ""}  # whatever the tests run under
+PRINTED = ["--version"]  # left to the end
 
 
 def run(directory: Path, *arguments: str, redirected: str = "", **more: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-m", "service", *arguments],
-        env=environment(directory) | more,
+        env=environment(directory) | BUFFERED | more,
         capture_output=True,
         encoding="utf-8",
         timeout=30,
@@ -38,7 +40,7 @@ def test_the_version_is_told(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, f"{version('hubler-auth')}\n")
 
 
-@pytest.mark.parametrize("arguments", [SHOWN, PRINTED, ["--help"]], ids=["shown", "printed", "help"])
+@pytest.mark.parametrize("arguments", [SHOWN, PRINTED, VERIFIED], ids=["shown", "printed", "verified"])
 def test_output_that_nobody_can_take_is_no_log_that_does_not_hold(directory: Path, arguments: list[str]) -> None:
     result = run(directory, *arguments, redirected=">/dev/full")
     assert (result.returncode, result.stderr) == (2, FULL)
@@ -51,7 +53,7 @@ def test_a_log_that_does_not_hold_is_one_whoever_hears_of_it(directory: Path) ->
     assert run(directory, "replay", "verify", redirected="2>/dev/full").returncode == 1
 
 
-@pytest.mark.parametrize("arguments", [SHOWN, ["replay", "verify"]], ids=["shown", "printed"])
+@pytest.mark.parametrize("arguments", [SHOWN, VERIFIED], ids=["shown", "verified"])
 def test_closed_streams_are_as_good_as_any(directory: Path, arguments: list[str]) -> None:
     assert run(directory, *arguments, redirected=">&- 2>&-").returncode == 0
     said = run(directory, "replay", "explain", "0" * 32, redirected="2>&-")
@@ -64,7 +66,9 @@ def test_whoever_has_seen_enough_of_the_output_may_leave(directory: Path, argume
     os.close(theirs)
     with os.fdopen(ours, "wb") as pipe:
         command = [sys.executable, "-m", "service", *arguments]
-        result = subprocess.run(command, env=environment(directory), stdout=pipe, stderr=subprocess.PIPE, timeout=30)
+        result = subprocess.run(
+            command, env=environment(directory) | BUFFERED, stdout=pipe, stderr=subprocess.PIPE, timeout=30
+        )
     assert (result.returncode, result.stderr) == (0, b"")
 
 
