@@ -24,7 +24,7 @@ from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_
 from events.records import TERMINAL
 
 APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by

@@ -87,7 +87,7 @@ class Accounts:
         for stored in account.secrets:
             if self._remembered.recall(account.id, stored.version, secret):
                 return stored, "remembered"
-        index = await self.hasher.match(secret, [stored.verifier for stored in account.secrets])
+        index = await self.hasher.match(account.id, secret, [stored.verifier for stored in account.secrets])
         if index is None:
             return None
         matched = account.secrets[index]
@@ -96,14 +96,14 @@ class Accounts:
 
     async def even_out(self) -> None:
         if self._uniform:
-            await self.hasher.derive("")
+            await self.hasher.derive("", "")
 
     def outdated(self, account: StoredAccount, secret: StoredSecret) -> bool:
         # While two secrets overlap they share a salt, so that one hash checks both.
         return len(account.secrets) == 1 and not secret.verifier.startswith(self.hasher.prefix)
 
-    async def derive(self, secret: str) -> str:
-        return await self.hasher.derive(secret)
+    async def derive(self, account: str, secret: str) -> str:
+        return await self.hasher.derive(account, secret)
 
     def remember(self, account: str, version: int, secret: str) -> None:
         self._remembered.remember(account, version, secret)
@@ -169,7 +169,7 @@ class AccountDesk:
         if secret is None:
             write = Write("create_account", parameters)
         else:
-            verifier = await self._hash(secret)
+            verifier = await self._hash(account, secret)
             write = Write("create_account_with_secret", parameters | {"verifier": verifier})
             events.append(SecretSet(recorded_at=timestamp(now), account=account, operator=operator(), version=1))
         if not await self._commit(events, write):
@@ -195,7 +195,7 @@ class AccountDesk:
             row, stored = self.show(account)
             current = next((one for one in stored if one.expires_at is None), None)
             overlaps = current is not None and overlap_seconds > 0
-            verifier = await self._hash(secret, like=current.verifier if overlaps and current else None)
+            verifier = await self._hash(account, secret, like=current.verifier if overlaps and current else None)
             now = self._clock()
             until = now + round(overlap_seconds * 1_000_000) if overlaps else None
             version = (row.secret_version or 0) + 1
@@ -263,9 +263,9 @@ class AccountDesk:
             raise LogUnavailable
         return outcome is Outcome.DONE
 
-    async def _hash(self, secret: str, *, like: str | None = None) -> str:
+    async def _hash(self, account: str, secret: str, *, like: str | None = None) -> str:
         assert self._hasher is not None
-        return await self._hasher.derive(secret, like=like)
+        return await self._hasher.derive(account, secret, like=like)
 
 
 async def retire_expired(log: EventLog, reader: SqliteReader, clock: Callable[[], int]) -> None:

@@ -152,8 +152,8 @@ class AccountDirectory(Protocol):
     def outdated(self, account: StoredAccount, secret: StoredSecret) -> bool:
         """Whether the verifier should be derived anew."""
 
-    async def derive(self, secret: str) -> str:
-        """A verifier of `secret`. Raises `Overloaded`, `HashFailed`."""
+    async def derive(self, account: str, secret: str) -> str:
+        """A verifier of the account's `secret`. Raises `Overloaded`, `HashFailed`."""
 
     def remember(self, account: str, version: int, secret: str) -> None:
         """Prove this secret fast from now on."""

@@ -1,8 +1,9 @@
 """Secrets and their verifiers: Argon2id over a keyed hash, off the loop; and proofs remembered in memory.
 
 The keyed hash means that a stolen database without `keys/secrets.key` cannot be guessed
-at. Verifiers are PHC strings; one that ends alike up to its hash shares salt and
-parameters, so that one hash is checked against all such verifiers of an account.
+at, and that a verifier copied to another account is none there. Verifiers are PHC strings;
+one that ends alike up to its hash shares salt and parameters, so that one hash is checked
+against all such verifiers of an account.
 """
 
 import asyncio
@@ -62,30 +63,31 @@ class SecretHasher:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    async def derive(self, secret: str, *, like: str | None = None) -> str:
-        """A new verifier of `secret`; with `like`, under that verifier's salt and parameters.
+    async def derive(self, account: str, secret: str, *, like: str | None = None) -> str:
+        """A new verifier of the account's `secret`; with `like`, under that verifier's salt and parameters.
 
         Raises `Overloaded`, `HashFailed`.
         """
         salt = base64.b64encode(os.urandom(SALT_BYTES)).rstrip(b"=").decode()
         head = like.rpartition("$")[0] if like is not None else f"{self.prefix}{salt}"
-        return await self._off_the_loop(partial(_hash, self._keyed(secret), head))
+        return await self._off_the_loop(partial(_hash, self._keyed(account, secret), head))
 
-    async def match(self, secret: str, verifiers: Sequence[str]) -> int | None:
-        """The index of the verifier that `secret` has, with one hash for all that share a salt.
+    async def match(self, account: str, secret: str, verifiers: Sequence[str]) -> int | None:
+        """The index of the verifier that the account's `secret` has, with one hash for all that share a salt.
 
         Raises `Overloaded`, `HashFailed`.
         """
         found = None
         for head in dict.fromkeys(verifier.rpartition("$")[0] for verifier in verifiers):
-            verifier = await self._off_the_loop(partial(_hash, self._keyed(secret), head))
+            verifier = await self._off_the_loop(partial(_hash, self._keyed(account, secret), head))
             for index, stored in enumerate(verifiers):
                 if hmac.compare_digest(verifier.encode(), stored.encode()) and found is None:
                     found = index
         return found
 
-    def _keyed(self, secret: str) -> bytes:
-        return hmac.digest(self._key, secret.encode("utf-8"), hashlib.sha256)
+    def _keyed(self, account: str, secret: str) -> bytes:
+        # An account is 24 characters, so that no two pairs are one message. Its verifier is nothing to another account.
+        return hmac.digest(self._key, f"{account}{secret}".encode(), hashlib.sha256)
 
     async def _off_the_loop(self, function: Callable[[], str]) -> str:
         if self._running >= self._room:

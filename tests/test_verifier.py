@@ -21,9 +21,9 @@ def hasher(key: bytes = KEY, parameters: HashParameters = PARAMETERS) -> SecretH
 
 
 async def test_verifier_is_argon2id_over_a_keyed_hash() -> None:
-    verifier = await hasher().derive(SECRET)
+    verifier = await hasher().derive(ACCOUNT, SECRET)
     assert verifier.startswith("$argon2id$v=19$m=8,t=1,p=1$")
-    keyed = hmac.digest(KEY, SECRET.encode(), hashlib.sha256)
+    keyed = hmac.digest(KEY, f"{ACCOUNT}{SECRET}".encode(), hashlib.sha256)
     assert PasswordHasher().verify(verifier, keyed)
     with pytest.raises(VerifyMismatchError):
         PasswordHasher().verify(verifier, SECRET.encode())
@@ -31,37 +31,42 @@ async def test_verifier_is_argon2id_over_a_keyed_hash() -> None:
 
 async def test_same_secret_has_another_salt_each_time_and_the_same_on_request() -> None:
     pool = hasher()
-    first = await pool.derive(SECRET)
-    assert await pool.derive(SECRET) != first
-    assert await pool.derive(SECRET, like=first) == first
+    first = await pool.derive(ACCOUNT, SECRET)
+    assert await pool.derive(ACCOUNT, SECRET) != first
+    assert await pool.derive(ACCOUNT, SECRET, like=first) == first
     assert len(base64.b64decode(first.split("$")[4] + "==")) == 16
 
 
 async def test_match_is_the_place_of_the_verifier_that_the_secret_has() -> None:
     pool = hasher()
-    first = await pool.derive("first")
-    second = await pool.derive("second", like=first)
-    third = await pool.derive("third")
+    first = await pool.derive(ACCOUNT, "first")
+    second = await pool.derive(ACCOUNT, "second", like=first)
+    third = await pool.derive(ACCOUNT, "third")
     verifiers = [third, second, first]
-    found = [await pool.match(secret, verifiers) for secret in ("third", "second", "first", "fourth")]
+    found = [await pool.match(ACCOUNT, secret, verifiers) for secret in ("third", "second", "first", "fourth")]
     assert found == [0, 1, 2, None]
-    assert await pool.match("first", []) is None
+    assert await pool.match(ACCOUNT, "first", []) is None
 
 
 async def test_secret_that_two_verifiers_have_matches_the_first() -> None:
     pool = hasher()
-    verifier = await pool.derive(SECRET)
-    assert await pool.match(SECRET, [verifier, await pool.derive(SECRET), verifier]) == 0
+    verifier = await pool.derive(ACCOUNT, SECRET)
+    assert await pool.match(ACCOUNT, SECRET, [verifier, await pool.derive(ACCOUNT, SECRET), verifier]) == 0
 
 
 async def test_verifier_is_nothing_under_another_key() -> None:
-    verifier = await hasher().derive(SECRET)
-    assert await hasher(key=b"k" * 32).match(SECRET, [verifier]) is None
+    verifier = await hasher().derive(ACCOUNT, SECRET)
+    assert await hasher(key=b"k" * 32).match(ACCOUNT, SECRET, [verifier]) is None
+
+
+async def test_verifier_is_nothing_to_another_account() -> None:
+    verifier = await hasher().derive(ACCOUNT, SECRET)
+    assert await hasher().match(OTHER_ACCOUNT, SECRET, [verifier]) is None
 
 
 async def test_verifier_of_other_parameters_is_still_matched() -> None:
-    verifier = await hasher(parameters=HashParameters(16, 2, 2)).derive(SECRET)
-    assert await hasher().match(SECRET, [verifier]) == 0
+    verifier = await hasher(parameters=HashParameters(16, 2, 2)).derive(ACCOUNT, SECRET)
+    assert await hasher().match(ACCOUNT, SECRET, [verifier]) == 0
 
 
 async def test_pool_that_is_closed_takes_nothing_and_counts_nothing() -> None:
@@ -69,7 +74,7 @@ async def test_pool_that_is_closed_takes_nothing_and_counts_nothing() -> None:
     pool.close()
     for _ in range(2000):  # more than ever wait
         with pytest.raises(RuntimeError):
-            await pool.derive(SECRET)
+            await pool.derive(ACCOUNT, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ async def test_pool_that_is_closed_takes_nothing_and_counts_nothing() -> None:
 )
 async def test_verifier_that_cannot_be_derived_again_is_a_fault_that_quotes_nothing(verifier: str) -> None:
     with pytest.raises(HashFailed) as caught:
-        await hasher().match(SECRET, [verifier])
+        await hasher().match(ACCOUNT, SECRET, [verifier])
     assert str(caught.value).isidentifier()
     assert caught.value.__suppress_context__
 

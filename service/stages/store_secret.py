@@ -19,7 +19,7 @@ async def store_secret(claim: Claim, account: Account, accounts: AccountDirector
 
 
 async def _claim(claim: Claim, accounts: AccountDirectory, grant: Grant) -> None:
-    verifier = await accounts.derive(claim.secret)
+    verifier = await accounts.derive(claim.account, claim.secret)
     write = Write("claim", {"account": claim.account, "verifier": verifier})
     if await grant("claimed", 1, write):
         accounts.remember(claim.account, 1, claim.secret)
@@ -35,7 +35,7 @@ async def _claim(claim: Claim, accounts: AccountDirectory, grant: Grant) -> None
 
 
 async def _rehash(claim: Claim, secret: StoredSecret, accounts: AccountDirectory, grant: Grant) -> None:
-    verifier = await accounts.derive(claim.secret)
+    verifier = await accounts.derive(claim.account, claim.secret)
     write = Write(
         "rehash",
         {

@@ -194,7 +194,7 @@ def torn_database(path: Path) -> None:
 
 NO_DATABASE: list[Any] = [
     pytest.param(other_database, "is not a database of hubler-auth", id="of-another-program"),
-    pytest.param(other_schema, "has schema 1, this program reads 3", id="of-another-version"),
+    pytest.param(other_schema, "has schema 1, this program reads 4", id="of-another-version"),
     pytest.param(lambda path: path.write_text(QUOTED * 100), "SQLITE_NOTADB", id="not-a-database"),
     pytest.param(torn_database, "SQLITE_", id="torn"),
 ]

@@ -16,7 +16,7 @@ from service.clock import wall_clock
 from service.keys import secrets_key
 from service.verifier import HashParameters, SecretHasher
 from tests.conftest import Start
-from tests.harness import ACCOUNT, SECRET, Answer, Running, until
+from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Running, until
 
 LOST = ["auth.requested", "request.validated", "account.verified", "payload.built", "token.encoded"]
 SLOW = {"iterations": 80_000, "hash_workers": 2}  # at 8 KiB about a quarter of a second
@@ -318,3 +318,12 @@ async def test_request_under_way_when_its_account_is_suspended_is_the_last(start
     assert (await waiting).status == 200
     assert told(running, await running.authenticate()) == (401, "verify_account", "account_suspended")
     check_log(running)
+
+
+async def test_a_verifier_in_another_accounts_row_lets_nobody_in(running: Running) -> None:
+    await running.add(secret="first")
+    await running.add(OTHER_ACCOUNT, secret="known")
+    taken = f"(SELECT verifier FROM secrets WHERE account = '{OTHER_ACCOUNT}')"
+    running.execute(f"UPDATE secrets SET verifier = {taken} WHERE account = '{ACCOUNT}'")
+    assert (await running.authenticate("known", OTHER_ACCOUNT)).status == 200
+    assert (await running.authenticate("known")).status == 401
