@@ -55,6 +55,7 @@ class _Connection(web.RequestHandler):
 
     _body: StreamReader = EMPTY_PAYLOAD  # of the newest request
     _answering: asyncio.Task[None] | None = None
+    _was_paused = False
     _head = b""  # what has come of a next request, until its head is there whole
 
     def __init__(self, server: Server, **settings: Any) -> None:
@@ -76,6 +77,16 @@ class _Connection(web.RequestHandler):
         begins, count = self._body.is_eof() and end < 4, self._request_count
         self._receive(data)
         self._head = head[-MAX_HEAD_BYTES:] if begins and self._request_count == count else b""
+
+    def pause_reading(self) -> None:
+        self._was_paused = True
+        super().pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp's reader says this after every body. Where it never said `pause_reading`, the parser holds nothing
+        # back, and would run over nothing; where it did, aiohttp may have forgotten, and the parser not.
+        if self._was_paused:
+            super().resume_reading(resume_parser)
 
     def _receive(self, data: bytes) -> None:
         idle, self._waiter = self._waiter, None  # else it is woken before anybody has seen what for
