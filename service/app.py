@@ -124,7 +124,8 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
             recorded_at=timestamp(clock()), version=version("hubler-auth"), sqlite_version=store.sqlite_version
         )
         await log.commit([started])
-        anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint)
+        on_fault = partial(log_fault, where="audit.checkpoint")
+        anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint, on_fault)
         signing = asyncio.create_task(anchor.keep_signing())
         yield
         async with anchor.turn:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import structlog
-
 from events.batch import Outcome, StoreError, Write
 from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
 from events.log import EventLog, LogUnavailable
@@ -124,7 +122,7 @@ def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkp
 
 
 class Anchor:
-    """Signs checkpoints of what is on disk, and has `announce` tell of each."""
+    """Signs checkpoints of what is on disk; has `announce` tell of each, and `on_fault` of what kept one from it."""
 
     def __init__(
         self,
@@ -133,12 +131,14 @@ class Anchor:
         log: EventLog,
         reader: SqliteReader,
         announce: Callable[[Checkpoint, str], None] = lambda checkpoint, note: None,
+        on_fault: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self._settings = settings
         self._signer = signer
         self._log = log
         self._reader = reader
         self._announce = announce
+        self._on_fault = on_fault
         self._signed: Checkpoint | None = None
         self.turn = asyncio.Lock()
         """Held while signing. Whoever cancels a task that signs takes it first: the file that a thread is writing
@@ -184,7 +184,7 @@ class Anchor:
         try:
             await self.sign()
         except (LogUnavailable, StoreError, RolledBack) as error:
-            structlog.get_logger().error("fault", exception=type(error).__name__, where="audit.checkpoint")
+            self._on_fault(error)
 
 
 def _write(file: Path, note: str) -> None:
