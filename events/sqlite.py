@@ -10,7 +10,7 @@ import importlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -182,20 +182,8 @@ class SqliteWriter:
             except OSError as error:
                 raise StoreError(f"cannot open {self.path}: {error.strerror}") from None
         with self._named("cannot open"):
-            connection = self._sqlite.connect(
-                f"{self.path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                isolation_level=None,
-                timeout=self._lock_timeout_seconds,
-                check_same_thread=False,
-            )
-            try:
-                self._prepare(connection)
-            except BaseException:
-                connection.close()
-                raise
-        self._connection = connection
-        return connection
+            self._connection = _connect(self._sqlite, self.path, "mode=rw", self._lock_timeout_seconds, self._prepare)
+        return self._connection
 
     def close(self) -> None:
         """Let go of the file, whatever state it is in."""
@@ -360,6 +348,23 @@ def _store_error(what: str, path: Path, error: BaseException) -> StoreError:
     return StoreError(f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
 
 
+def _connect(sqlite: Any, path: Path, how: str, lock_timeout_seconds: float, prepare: Callable[[Any], None]) -> Any:
+    """A connection that `prepare` has had first. `how` is the query of the file's URI."""
+    connection = sqlite.connect(
+        f"{path.absolute().as_uri()}?{how}",
+        uri=True,
+        isolation_level=None,
+        timeout=lock_timeout_seconds,
+        check_same_thread=False,
+    )
+    try:
+        prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _array(bodies: list[bytes]) -> str:
     # json_each gives an object of canonical JSON back to the byte (a test holds it to that), so the bodies
     # need not be escaped here, under the GIL, to be unescaped there.
@@ -483,34 +488,22 @@ class SqliteReader:
         if not is_there:
             raise StoreError(f"there is no database at {path}")
         try:
-            self._connection = self._open("mode=ro")
+            self._connection = self._open()
+        except self._sqlite.Error as error:
+            raise _store_error("cannot open", path, error) from None
+
+    def _open(self) -> Any:
+        def prepare(connection: Any) -> None:
+            _check_schema(connection, self.path)
+
+        try:
+            return _connect(self._sqlite, self.path, "mode=ro", self.lock_timeout_seconds, prepare)
         except self._sqlite.Error as error:
             # Beside a database that nobody has open SQLite makes files of its own, and may not be allowed to. Where
             # no write-ahead log is left, the database is whole without them.
-            if _primary_code(error) not in _UNSHARED or path.with_name(f"{path.name}-wal").exists():
-                raise _store_error("cannot open", path, error) from None
-            self._connection = self._open_unshared()
-
-    def _open_unshared(self) -> Any:
-        try:
-            return self._open("mode=ro&immutable=1")
-        except self._sqlite.Error as error:
-            raise _store_error("cannot open", self.path, error) from None
-
-    def _open(self, how: str) -> Any:
-        connection = self._sqlite.connect(
-            f"{self.path.absolute().as_uri()}?{how}",
-            uri=True,
-            isolation_level=None,
-            timeout=self.lock_timeout_seconds,
-            check_same_thread=False,
-        )
-        try:
-            _check_schema(connection, self.path)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            if _primary_code(error) not in _UNSHARED or self.path.with_name(f"{self.path.name}-wal").exists():
+                raise
+        return _connect(self._sqlite, self.path, "mode=ro&immutable=1", self.lock_timeout_seconds, prepare)
 
     def close(self) -> None:
         self._connection.close()

@@ -2,9 +2,9 @@
 
 `seq` counts from 0 without a gap; every body is an event, and canonical; the columns that look it up are what its
 body gives; every attempt is a legal walk with one terminal event at its end, unless the running service can still
-end it; no request begins twice; and accounts, secrets' versions, keys and revocations stand in their tables as the
-events leave them. Tiles and head of the tree are those of the bodies, and so is the root of every checkpoint, kept or
-given, which the log's key has signed. The view through which others read the log is the schema's.
+end it; no request begins twice; and accounts, secrets' versions, keys, revocations and open attempts stand in their
+tables as the events leave them. Tiles and head of the tree are those of the bodies, and so is the root of every
+checkpoint, kept or given, which the log's key has signed. The view through which others read the log is the schema's.
 
 Reads in chunks, and holds accounts, keys, revocations and open attempts, so that any length of log can be read. Only
 the last few rows and the tables share a snapshot: the log may grow meanwhile. A checkpoint counts as kept if it was
@@ -105,7 +105,7 @@ def verify_tiles(
 
 
 def difference(reader: SqliteReader, replay: Replay) -> str | None:
-    """The first account or key that stands otherwise in its tables than the events leave it. Raises `StoreError`."""
+    """What stands otherwise in its tables than the events leave it, and is found first. Raises `StoreError`."""
     rebuilt = sorted(replay.accounts.values(), key=lambda state: state.account)
     for pair in zip_longest(_live_accounts(reader), rebuilt):
         if pair[0] != pair[1]:
@@ -115,6 +115,8 @@ def difference(reader: SqliteReader, replay: Replay) -> str | None:
     changed = sorted(key.kid for key in live_keys ^ set(replay.keys.values()))
     if changed:
         return f"key {changed[0]} stands otherwise in its table than the events leave it"
+    for request_id in sorted(reader.open_attempts() ^ set(replay.open)):
+        return f"attempt {request_id} stands otherwise in the table of open ones than its events leave it"
     return _revocations_differ(reader, replay)
 
 
@@ -280,10 +282,6 @@ class _Reading:
         differs = difference(self._reader, self.replay)
         if differs is not None:
             raise Fault(None, differs)
-        for request_id in sorted(self._reader.open_attempts() ^ set(self.replay.open)):
-            raise Fault(
-                None, f"attempt {request_id} stands otherwise in the table of open ones than its events leave it"
-            )
         if not self._reader.is_view_ours():
             raise Fault(None, "view `events` changed: what is read through it is not the log")
 

@@ -93,7 +93,8 @@ class _Connection(web.RequestHandler):
         late = None if self._messages or self._body.is_eof() else self._body
         try:
             super().data_received(data)
-            if late is not None and late.is_eof() and self._parser is not None:
+            if late is not None and late.is_eof():
+                assert self._parser is not None
                 # The parser counts what is whole and not yet consumed, and stops at so many. This was consumed before
                 # it was whole: uncounted, it would be one too many for as long as the connection lasts.
                 self._parser.message_consumed()

@@ -24,7 +24,7 @@ def command(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Run the service until Ctrl-C or SIGTERM."""
+    """Run the service until Ctrl-C, SIGTERM or SIGHUP."""
     # The web framework takes longer to import than most commands take in all, and this one alone needs it.
     from service import logs
     from service.app import CannotListen

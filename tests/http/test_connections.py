@@ -157,14 +157,16 @@ async def test_requests_behind_bodies_that_came_late_are_all_answered(
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     request = HEAD + with_length(b"{}")
-    for _ in range(late):
+
+    async def ask_late() -> None:
         writer.write(request[:-1])
         await asyncio.sleep(0.01)
         writer.write(request[-1:])
+
+    for _ in range(late):
+        await ask_late()
         await reader.readuntil(b"}")
-    writer.write(request[:-1])
-    await asyncio.sleep(0.01)
-    writer.write(request[-1:])
+    await ask_late()
     writer.write(request * 100 + (b"" if ending else HEAD + CLOSE + with_length(b"{}")))
     if ending:
         writer.write_eof()
