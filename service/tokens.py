@@ -10,20 +10,29 @@ import msgspec
 
 from service.model import AccountDirectory, TokenProfile, frozen
 
+# `\Z`, as `$` lets a newline stand behind: such an id is active and nowhere to be looked up.
+_ObjectId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{24}\Z")]
+_RequestId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+# Up to the year 9999, the last that `timestamp` can write: far within SQLite's integers, in microseconds too.
+_Seconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799)]
+
 
 class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Those that every token of ours has; times are seconds since 1970."""
+    """Those that every token of ours has; times are seconds since 1970.
+
+    The one check of what a token says, for all that is asked about it: what passes can be looked up and revoked.
+    """
 
     iss: str
-    sub: str
+    sub: _ObjectId
     aud: str
-    client_id: str
-    account: str
-    iat: int
-    nbf: int
-    exp: int
-    jti: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-    user_id: str | None = None
+    client_id: _ObjectId
+    account: _ObjectId
+    iat: _Seconds
+    nbf: _Seconds
+    exp: _Seconds
+    jti: _RequestId
+    user_id: _ObjectId | None = None
 
 
 class Inactive(Exception):
@@ -54,7 +63,7 @@ class Tokens:
             raise Inactive("token_unknown")
         try:
             claims = _CLAIMS.decode(payload)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # msgspec raises all three for bad input
             raise Inactive("token_unknown") from None
         if (claims.iss, claims.aud) != (self.profile.issuer, self.profile.audience):
             raise Inactive("token_unknown")

@@ -138,9 +138,14 @@ def segment(value: object) -> str:
 
 def signed(running: Running, header: dict[str, Any] | None = None, **changes: Any) -> str:
     """A token that the service's key signed, whatever it says."""
+    return signed_bytes(running, orjson.dumps(claims_of(running, **changes)), header)
+
+
+def signed_bytes(running: Running, payload: bytes, header: dict[str, Any] | None = None) -> str:
+    """The same, also for what is no JSON."""
     key = running.service.app[KEYS].active
     first = segment({"alg": key.alg, "kid": key.kid, "typ": "at+jwt", **(header or {})})
-    message = f"{first}.{segment(claims_of(running, **changes))}"
+    message = f"{first}.{base64.urlsafe_b64encode(payload).rstrip(b'=').decode()}"
     return f"{message}.{base64.urlsafe_b64encode(key.material.sign(message.encode())).rstrip(b'=').decode()}"
 
 
@@ -207,6 +212,59 @@ async def test_a_token_that_is_not_of_this_service_is_worth_nothing_and_revoking
     assert (revoked.status, revoked.body) == (200, {})
     said = [(line["event"], line["outcome"], line["reason"]) for line in lines[-2:]]
     assert said == [("introspect", "inactive", "token_unknown"), ("revoke", "ignored", "token_unknown")]
+
+
+# As JSON writes them: what no clock shows, no integer of SQLite holds, or is no integer at all.
+NUMBERS = [
+    *("1" + "0" * 30, "1" + "0" * 400, "-1", f"-{2**63 + 1}", str(2**63 - 1), str(2**63), str(2**64), "253402300800"),
+    *("1e30", "1e400", "1e9", "2000000000.0", "true", "null", '"2000000000"', "[]", "NaN", "Infinity", ""),
+]
+
+
+def out_of_bounds(claims: dict[str, Any]) -> dict[str, bytes]:
+    """Claims of which one is none that this service writes, by what is wrong with them."""
+    whole = orjson.dumps(claims)
+    found = {
+        "nested": whole[:-1] + b',"x":' + b"[" * 4000,
+        "iss is not UTF-8": whole.replace(b'"iss":"', b'"iss":"\xff'),
+        "jti in upper case": orjson.dumps(claims | {"jti": "A" * 32}),
+    }
+    for name in ("exp", "iat", "nbf"):
+        member = f'"{name}":{claims[name]}'
+        found |= {f"{name} {text}": whole.replace(member.encode(), f'"{name}":{text}'.encode()) for text in NUMBERS}
+    for name in ("jti", "account", "client_id", "sub", "user_id"):
+        for more in ("\n", "\r\n", " ", "\0", "a"):
+            found[f"{name} and {more!r}"] = orjson.dumps(claims | {name: claims[name] + more})
+    assert whole not in found.values()
+    return found
+
+
+async def test_claims_out_of_bounds_are_worth_nothing_and_revoking_them_is_fine(start: Start, tmp_path: Path) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start()
+        await running.add(secret=SECRET)
+        claims = claims_of(running, exp=2_000_000_000, user_id=USER)
+        assert (await running.introspect(signed_bytes(running, orjson.dumps(claims)))).body["active"] is True
+        for name, payload in out_of_bounds(claims).items():
+            token = signed_bytes(running, payload)
+            asked, revoked = await running.introspect(token), await running.revoke(token)
+            assert (name, asked.status, asked.body) == (name, 200, INACTIVE)
+            assert (name, revoked.status, revoked.body) == (name, 200, {})
+        assert "token.revoked" not in {event["type"] for event in running.events()}
+    said = {(line["event"], line["outcome"], line["reason"]) for line in lines if line["event"] in ENDPOINTS}
+    assert said - {("introspect", "active", None)} == {
+        ("introspect", "inactive", "token_unknown"),
+        ("revoke", "ignored", "token_unknown"),
+    }
+
+
+async def test_a_token_that_lasts_as_long_as_time_can_be_written_is_revoked(running: Running) -> None:
+    await running.add(secret=SECRET)
+    token = signed(running, exp=253_402_300_799)
+    assert (await running.introspect(token)).body["active"] is True
+    assert (await running.revoke(token)).status == 200
+    assert (await running.introspect(token)).body == INACTIVE
+    check_log(running)
 
 
 def forged(running: Running) -> dict[str, str]:
