@@ -235,6 +235,16 @@ KEYS: tuple[str, ...] = tuple(_FIELDS)
 """Every key there is, as `section.key`."""
 
 
+def _words(name: str) -> str:
+    """A variable's name without what is easily misspelt: case, and how its words are joined."""
+    return re.sub(r"[^A-Z0-9]+", "_", name.upper())
+
+
+_VARIABLES = {
+    _words(variable): variable for variable in (ENVIRONMENT_PREFIX + key.upper().replace(".", "__") for key in _FIELDS)
+}
+
+
 def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     """The settings of `file`, or of `./config.toml` where it is there, under those of the environment.
 
@@ -304,6 +314,13 @@ def _from_toml(text: str, path: Path) -> dict[str, object]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    for name in sorted(environment):
+        meant = _VARIABLES.get(_words(name))
+        if meant is not None and not (name.startswith(ENVIRONMENT_PREFIX) and name.upper() == meant):
+            raise ConfigError(
+                f"{name} is not read: spell it {meant}, or unset it."
+                " If Kubernetes sets it for a Service of that name, set enableServiceLinks: false in the pod"
+            )
     names = sorted(name for name in environment if name.startswith(ENVIRONMENT_PREFIX))
     return {
         _known(name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".", 1), name): (environment[name], name)

@@ -165,9 +165,38 @@ def test_an_unknown_variable_is_refused_by_its_name(name: str, key: str) -> None
         load(None, {name: "1"})
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *((variable(key).replace("__", "_"), key) for key in config.KEYS),
+        ("HUBLER_AUTH__STORAGE_DIRECTORY", "storage.directory"),
+        ("HUBLER_AUTH_STORAGE__DIRECTORY", "storage.directory"),
+        ("HUBLER_AUTH___STORAGE__DIRECTORY", "storage.directory"),
+        ("HUBLER_AUTH__HTTP__BODY__TIMEOUT", "http.body_timeout"),
+        ("hubler_auth_storage_directory", "storage.directory"),
+        ("hubler_auth__storage__directory", "storage.directory"),
+        ("Hubler_Auth_Storage_Directory", "storage.directory"),
+        ("HUBLER-AUTH.STORAGE.DIRECTORY", "storage.directory"),
+    ],
+)
+def test_a_variable_that_is_nearly_one_of_ours_is_refused_with_the_right_spelling(name: str, key: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, {name: "x", variable(key): "y"})
+    assert str(refused.value).startswith(f"{name} is not read: spell it {variable(key)}, or unset it.")
+    assert "enableServiceLinks: false" in str(refused.value)
+
+
+KUBERNETES = ["PORT", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"]
+
+
 def test_variables_of_others_are_let_be() -> None:
-    others = {"HUBLER_AUTH": "x", "HUBLER_AUTH_CONFIG": "x", "XHUBLER_AUTH__HTTP__PORT": "x", "PATH": "x"}
-    assert load(None, others).sources == {}
+    others = ["HUBLER_AUTH", "HUBLER_AUTH_", "HUBLER_AUTH_CONFIG", "XHUBLER_AUTH__HTTP__PORT", "HTTP__PORT", "PATH"]
+    services = [f"{name}_{end}" for name in ("HUBLER_AUTH", "HUBLER_AUTH_WEB") for end in KUBERNETES]
+    assert load(None, dict.fromkeys([*others, *services], "x")).sources == {}
+
+
+def test_a_variable_may_be_in_lower_case_behind_the_prefix() -> None:
+    assert load(None, {"HUBLER_AUTH__http__port": "81"}).http.port == 81
 
 
 def test_the_environment_stands_over_the_file_and_each_key_tells_its_source(tmp_path: Path) -> None:
@@ -301,6 +330,14 @@ class TestCommands:
         found = self.run(command, HTTP__PORT="seventy")
         assert (found.returncode, found.stdout) == (2, "")
         assert found.stderr == "hubler-auth: http.port must be a whole number (HUBLER_AUTH__HTTP__PORT)\n"
+
+    def test_a_variable_that_is_nearly_one_of_ours_is_a_usage_error_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HUBLER_AUTH_STORAGE_DIRECTORY", str(tmp_path / "kept"))
+        found = self.run("check")
+        assert (found.returncode, found.stdout) == (2, "")
+        assert found.stderr.startswith("hubler-auth: HUBLER_AUTH_STORAGE_DIRECTORY is not read: spell it")
 
     @pytest.mark.parametrize("style", ["table", "json", "ndjson", "csv"])
     def test_show_writes_every_key_its_value_and_its_source(self, tmp_path: Path, style: str) -> None:
