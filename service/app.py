@@ -251,7 +251,7 @@ class _Runner(web.AppRunner):
 
         def broken(path: str, fault: Exception) -> Response:
             oauth = path in endpoints and path not in PATHS
-            return unexpected((self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected"), fault)
+            return unexpected((self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected"), fault, path)
 
         return Server(
             endpoints,

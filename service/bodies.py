@@ -72,8 +72,9 @@ def _add_client(parameters: dict[str, str], authorization: tuple[str, ...]) -> s
     if credentials is None:
         return "authorization_malformed"
     account, secret = credentials
-    # The name may stand in the body as well: RFC 6749, section 3.2.1.
-    if parameters.setdefault("client_id", account) != account:
+    # The name may stand in the body as well: RFC 6749, section 3.2.1. Its two cases are one name.
+    named = parameters.setdefault("client_id", account)
+    if (object_id(named) or named) != (object_id(account) or account):
         del parameters["client_id"]
         return "several_credentials"
     if "client_secret" in parameters:
@@ -83,13 +84,18 @@ def _add_client(parameters: dict[str, str], authorization: tuple[str, ...]) -> s
 
 
 def _basic(authorization: tuple[str, ...]) -> tuple[str, str] | None:
-    """RFC 7617, each half form-encoded as RFC 6749, section 2.3.1, has it; a `%` that begins no escape is itself."""
+    """RFC 7617, each half form-encoded as RFC 6749, section 2.3.1, has it; a `%` that begins no escape is itself.
+
+    What has other letters than ASCII was not form-encoded: it is UTF-8, as the challenge says, and stands as it is.
+    """
     match = _BASIC.fullmatch(authorization[0].strip())
     if len(authorization) != 1 or match is None:
         return None
     try:
-        text = binascii.a2b_base64(match[1], strict_mode=True).decode("ascii")
-        account, _, secret = (unquote_plus(part, errors="strict") for part in text.partition(":"))
+        text = binascii.a2b_base64(match[1], strict_mode=True).decode("utf-8")
+        account, _, secret = text.partition(":")
+        if text.isascii():
+            account, secret = (unquote_plus(part, errors="strict") for part in (account, secret))
     except ValueError:
         return None
     return (account, secret) if account and secret else None

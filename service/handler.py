@@ -31,6 +31,7 @@ from service.pipeline import Answer, Arrival, Deps, authenticate
 
 PATHS = ("/auth", "/auth/", "/public-api/auth", "/public-api/auth/")
 TOKEN_PATH = "/oauth/token"
+NO_CACHE = {"Pragma": "no-cache"}  # RFC 6749, section 5.1: on every answer to a POST there, beside Cache-Control
 MAX_BODY_BYTES = 8192  # contract, section 1
 
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -121,12 +122,15 @@ def _until_request_id(status: int, now: int) -> bytes:
     return "\r\n".join(lines).encode("ascii")
 
 
-def answer(row: Row, request_id: str, detail: str | None = None, *, close: bool = False) -> Response:
-    """The answer for a row of the tables, or one beside them."""
-    more: dict[str, str] = {}
+def answer(
+    row: Row, request_id: str, detail: str | None = None, *, close: bool = False, beside: Mapping[str, str] = {}
+) -> Response:
+    """The answer for a row of the tables, or one beside them, with the headers of `beside` as well."""
+    more = dict(beside)
     if row.status == 401:
-        scheme = "Basic" if row.error == "invalid_client" else "Bearer"
-        more["WWW-Authenticate"] = f'{scheme} realm="{contract.REALM}"'
+        realm = f'realm="{contract.REALM}"'
+        basic = row.error == "invalid_client"
+        more["WWW-Authenticate"] = f'Basic {realm}, charset="UTF-8"' if basic else f"Bearer {realm}"
     if row.status == 405:
         more["Allow"] = "GET, HEAD" if row is contract.ONLY_TO_BE_READ else "POST"
     if row.status == 503:
@@ -147,7 +151,8 @@ class Endpoint(Protocol):
 class AuthHandler:
     """One way to ask for a token: `POST /auth` under all of its paths, or, with `form`, `POST /oauth/token`.
 
-    `clock` is in microseconds since 1970. `granted` is the answer around a token.
+    `clock` is in microseconds since 1970. `granted` is the answer around a token, `more` what is in the headers of
+    every answer here.
     """
 
     deps: Deps
@@ -155,6 +160,7 @@ class AuthHandler:
     body_timeout_seconds: float
     form: bool = False
     granted: bytes = b'{"status":"success","token":"%b"}'
+    more: Mapping[str, str] = {}
     _log: structlog.typing.FilteringBoundLogger = field(factory=lambda: structlog.get_logger().bind(), init=False)
 
     async def post(self, path: str, fields: Fields, client_address: str, body: StreamReader) -> Response:
@@ -165,9 +171,10 @@ class AuthHandler:
         # Behind the answer: the caller does not wait for the line.
         asyncio.get_running_loop().call_soon(_log, self._log, arrival.request_id, found)
         if found.row is None:
-            return Response(arrival.request_id, self.granted % found.token.encode("ascii"))
+            return Response(arrival.request_id, self.granted % found.token.encode("ascii"), more=self.more)
         # Where a request that is not there whole ends, and the next begins, nobody has seen.
-        return answer(found.row, arrival.request_id, found.detail, close=raw.too_large or not raw.complete)
+        last = raw.too_large or not raw.complete
+        return answer(found.row, arrival.request_id, found.detail, close=last, beside=self.more)
 
     def _arrival(self, path: str, fields: Fields, client_address: str) -> Arrival:
         client_request_id = fields.get("X-Request-ID")
@@ -189,7 +196,7 @@ class AuthHandler:
 def token_handler(deps: Deps, clock: Callable[[], int], body_timeout_seconds: float) -> AuthHandler:
     """`POST /oauth/token`. The answers of `deps` are those of OAuth."""
     granted = b'{"access_token":"%%b","token_type":"Bearer","expires_in":%d}' % deps.profile.ttl_seconds
-    return AuthHandler(deps, clock, body_timeout_seconds, form=True, granted=granted)
+    return AuthHandler(deps, clock, body_timeout_seconds, form=True, granted=granted, more=NO_CACHE)
 
 
 async def read(fields: Fields, content: StreamReader, timeout_seconds: float, *, form: bool) -> RawRequest:
@@ -288,11 +295,11 @@ def edge(routed: Handler, broken: Callable[[str, Exception], Response]) -> Handl
     return guarded
 
 
-def unexpected(row: Row, fault: Exception) -> Response:
-    """The answer for what nobody expected to break, which leaves a log line."""
+def unexpected(row: Row, fault: Exception, path: str) -> Response:
+    """The answer for what nobody expected to break at a path, which leaves a log line."""
     request_id = new_request_id()
     log_fault(fault, request_id=request_id)
-    return answer(row, request_id)
+    return answer(row, request_id, beside=NO_CACHE if path == TOKEN_PATH else {})
 
 
 def refused_by_parser(client_address: str | None, error: BaseException | None) -> Response:

@@ -121,8 +121,8 @@ class TokenEndpoints:
                 form = read_form(raw)
                 account = form.subject.account
                 claim = client_of(form)
-                token = form.parameters.get("token")
-                if token is None:
+                token = form.parameters.get("token", "").strip()  # as it was pasted; nothing of it is a token's own
+                if not token:
                     raise Rejected("missing_token")
                 await self._authenticate(claim)
                 reply = await act(claim.account, token)

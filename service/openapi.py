@@ -11,7 +11,7 @@ from typing import Any
 from service import contract
 from service.contract import Row
 from service.discovery import JWKS_PATH, METADATA_PATH, metadata
-from service.handler import PATHS, TOKEN_PATH, answer, answer_headers
+from service.handler import NO_CACHE, PATHS, TOKEN_PATH, answer, answer_headers
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ def describe(issuer: str, version: str, auth: Sequence[Row], oauth: Sequence[Row
     beside = (contract.UNPARSABLE, contract.OAUTH_METHOD_NOT_ALLOWED)
     responses = {
         "Auth": _refusals([*auth, contract.UNPARSABLE, contract.METHOD_NOT_ALLOWED]),
-        "Token": _refusals([*(row for row in oauth if row.reason not in _NO_GRANT), *beside]),
+        "Token": _refusals([*(row for row in oauth if row.reason not in _NO_GRANT), *beside], NO_CACHE),
         "Introspect": _refusals([*(row for row in oauth if row.reason not in _GRANT | _REVOCATION), *beside]),
         "Revoke": _refusals([*(row for row in oauth if row.reason not in _GRANT), *beside]),
         "Read": _refusals([contract.UNPARSABLE, unexpected, contract.ONLY_TO_BE_READ]),
@@ -154,7 +154,7 @@ def _token(refused: Json) -> Json:
             {"grant_type": {"const": "client_credentials"}},
             {"user_id": {**_OBJECT_ID, "description": "Makes the token user-specific."}},
         ),
-        "responses": {"200": _success("The token is granted.", granted), **refused},
+        "responses": {"200": _success("The token is granted.", granted, NO_CACHE), **refused},
     }
 
 
@@ -257,10 +257,10 @@ def _read(summary: str, responses: Json) -> Json:
     return {"summary": summary, "tags": ["Documents"], "parameters": [_IF_NONE_MATCH], "responses": responses}
 
 
-def _success(description: str, schema: Json) -> Json:
+def _success(description: str, schema: Json, more: Mapping[str, str] = {}) -> Json:
     return {
         "description": description,
-        "headers": _headers(answer_headers("")),
+        "headers": _headers({**answer_headers(""), **more}),
         "content": {"application/json": {"schema": schema}},
     }
 
@@ -269,22 +269,28 @@ def _references(name: str, statuses: Iterable[str]) -> Json:
     return {status: {"$ref": f"#/components/responses/{name}{status}"} for status in statuses}
 
 
-def _refusals(rows: Sequence[Row]) -> dict[str, Json]:
-    """Status → what is answered with it: each text, under the reason that is on record for it."""
+def _refusals(rows: Sequence[Row], more: Mapping[str, str] = {}) -> dict[str, Json]:
+    """Status → what is answered with it: each text, under the reason that is on record for it.
+
+    The headers of `more` are on the answers that come from the endpoint itself.
+    """
     return {
-        str(status): _refusal([row for row in rows if row.status == status])
+        str(status): _refusal([row for row in rows if row.status == status], more)
         for status in sorted({row.status for row in rows})
     }
 
 
-def _refusal(rows: Sequence[Row]) -> Json:
+def _refusal(rows: Sequence[Row], more: Mapping[str, str]) -> Json:
     examples = {row.reason: {"value": contract.body(row, PARAMETERS.get(row.reason))} for row in rows}
     errors = list(dict.fromkeys(row.error for row in rows))
     texts = list(dict.fromkeys(row.description for row in rows))
     schema = _exactly(error={"enum": errors}, error_description=_text(texts))
+    headers = _headers(answer(rows[0], "", beside=more).headers)
+    if not _FROM_ELSEWHERE.isdisjoint(rows):
+        headers |= {name: {**headers[name], "required": False} for name in more}
     return {
         "description": ", ".join(f"`{reason}`" for reason in examples),
-        "headers": _headers(answer(rows[0], "").headers),
+        "headers": headers,
         "content": {"application/json": {"schema": schema, "examples": examples}},
     }
 
@@ -296,6 +302,10 @@ def _text(texts: Sequence[str]) -> Json:
         return {"enum": fixed}
     patterns = [re.sub(r"([.])", r"\\\1", text).replace("{name}", '".*"') for text in texts if text not in fixed]
     return {"anyOf": [{"enum": fixed}, *({"type": "string", "pattern": f"^{pattern}$"} for pattern in patterns)]}
+
+
+# What answers these is not the endpoint.
+_FROM_ELSEWHERE = {contract.UNPARSABLE, contract.OAUTH_METHOD_NOT_ALLOWED}
 
 
 def _headers(fields: Mapping[str, str]) -> Json:

@@ -1,6 +1,7 @@
 """`hubler-auth accounts`: an operator's changes, on the live database beside a running service."""
 
 import asyncio
+import codecs
 import re
 import secrets
 import sys
@@ -57,7 +58,7 @@ def _seconds(text: str) -> float:
 
 
 Account = Annotated[str, typer.Argument(metavar="ACCOUNT", help="24 hex digits.", parser=_object_id)]
-SecretStdin = Annotated[bool, typer.Option("--secret-stdin", help="Read the secret from stdin, but for one newline.")]
+SecretStdin = Annotated[bool, typer.Option("--secret-stdin", help="Read the secret from stdin, but for one line end.")]
 
 
 @app.command()
@@ -197,7 +198,10 @@ def revoke_tokens(
 
 def _secret() -> str:
     # A closed stdin is None.
-    data = sys.stdin.buffer.read(MAX_SECRET_BYTES + 2).removesuffix(b"\n")
+    data = sys.stdin.buffer.read(MAX_SECRET_BYTES + len(b"\r\n") + 1)
+    if data.startswith(codecs.BOM_UTF8):
+        fail(Exit.USAGE, "the secret begins with a byte order mark, which callers do not send: give UTF-8 without one")
+    data = re.sub(rb"\r?\n\Z", b"", data)
     if not 1 <= len(data) <= MAX_SECRET_BYTES:
         fail(Exit.USAGE, f"the secret must be 1 to {MAX_SECRET_BYTES} bytes")
     try:

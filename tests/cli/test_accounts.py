@@ -58,13 +58,28 @@ def test_a_taken_id_is_refused(accounts: Accounts) -> None:
     assert "already" in again.stderr
 
 
-async def test_a_secret_set_is_the_accounts_and_one_newline_is_dropped(accounts: Accounts, start: Start) -> None:
-    result = accounts("add", ACCOUNT, "--secret-stdin", stdin=f"{SECRET}\n\n")
+@pytest.mark.parametrize(
+    ("behind", "kept"),
+    [
+        pytest.param("", "", id="none"),
+        pytest.param("\n", "", id="newline"),
+        pytest.param("\r\n", "", id="carriage-return-and-newline"),
+        pytest.param("\n\n", "\n", id="two-newlines"),
+        pytest.param("\r\n\r\n", "\r\n", id="two-of-windows"),
+        pytest.param("\n\r\n", "\n", id="one-of-each"),
+        pytest.param("\r\r\n", "\r", id="two-carriage-returns"),
+        pytest.param("\r", "\r", id="a-carriage-return-alone"),
+        pytest.param(" ", " ", id="blank"),
+    ],
+)
+async def test_a_secret_set_is_the_accounts_and_one_line_end_is_dropped(
+    accounts: Accounts, start: Start, behind: str, kept: str
+) -> None:
+    result = accounts("add", ACCOUNT, "--secret-stdin", stdin=f"{SECRET}{behind}".encode())
     assert result.exit_code == 0
     assert SECRET not in result.output
     running = await start()
-    assert (await running.authenticate(SECRET)).status == 401
-    assert (await running.authenticate(f"{SECRET}\n")).status == 200
+    assert (await running.authenticate(f"{SECRET}{kept}")).status == 200
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,10 @@ async def test_a_secret_set_is_the_accounts_and_one_newline_is_dropped(accounts:
         pytest.param(b"\n", "1 to 1024 bytes", id="newline-alone"),
         pytest.param(b"x" * 1025, "1 to 1024 bytes", id="too-long"),
         pytest.param(b"x" * 1024 + b"\n\n", "1 to 1024 bytes", id="too-long-with-a-newline"),
+        pytest.param(b"x" * 1024 + b"\r\nx", "1 to 1024 bytes", id="more-behind-a-line-end"),
+        pytest.param(b"\r\n", "1 to 1024 bytes", id="line-end-of-windows-alone"),
+        pytest.param(b"\xef\xbb\xbfhubble\r\n", "byte order mark", id="byte-order-mark"),
+        pytest.param("hubble".encode("utf-16"), "not UTF-8", id="utf-16"),
         pytest.param("é".encode() * 1000, "1 to 1024 bytes", id="too-long-and-cut-within-a-character"),
         pytest.param(b"\xff", "not UTF-8", id="not-utf-8"),
     ],
@@ -89,7 +108,7 @@ def test_a_bad_secret_is_refused_and_makes_no_account(
 
 async def test_a_secret_may_be_1024_bytes_besides_its_newline(accounts: Accounts, start: Start) -> None:
     secret = "é" * 512
-    assert accounts("add", ACCOUNT, "--secret-stdin", stdin=f"{secret}\n").exit_code == 0
+    assert accounts("add", ACCOUNT, "--secret-stdin", stdin=f"{secret}\r\n".encode()).exit_code == 0
     running = await start()
     assert (await running.authenticate(secret)).status == 200
 

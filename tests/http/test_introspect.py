@@ -54,7 +54,8 @@ def check_error(answer: Answer, status: int, error: str) -> None:
     assert (answer.status, answer.body["error"]) == (status, error)
     assert list(answer.body) == ["error", "error_description"]
     assert not set(answer.body["error_description"]) & set('"\\')
-    assert answer.headers.get("WWW-Authenticate") == ('Basic realm="hubler-auth"' if status == 401 else None)
+    challenge = 'Basic realm="hubler-auth", charset="UTF-8"' if status == 401 else None
+    assert answer.headers.get("WWW-Authenticate") == challenge
 
 
 def rejected(running: Running) -> list[tuple[str, str, str | None]]:
@@ -386,6 +387,18 @@ async def test_a_token_of_another_account_is_not_revoked(running: Running) -> No
     assert (await running.revoke(expired, account=VERIFIER, secret="verifier")).status == 200
 
 
+async def test_a_token_is_the_same_whatever_white_space_was_pasted_with_it(running: Running) -> None:
+    await running.add()
+    for before, behind in (("", "\n"), ("", "\r\n"), (" \t", " "), ("\u00a0", "\u2028"), ("\n", "")):
+        token = await issue(running)
+        assert (await running.introspect(before + token + behind)).body["active"] is True
+        assert (await running.revoke(before + token + behind)).status == 200
+        assert (await running.introspect(token)).body == INACTIVE
+    token = await issue(running)
+    assert (await running.introspect(token.replace(".", ". ", 1))).body == INACTIVE
+    check_log(running)
+
+
 async def test_revocations_of_one_token_at_once_are_one(running: Running) -> None:
     await running.add()
     token = await issue(running)
@@ -491,6 +504,7 @@ MALFORMED = [
     pytest.param(b"token=x", ACCOUNT, 401, "authorization_malformed", "invalid_client", id="bad-basic"),
     pytest.param(b"", f"{ACCOUNT}:x", 400, "missing_token", "invalid_request", id="no-token"),
     pytest.param(b"token=", f"{ACCOUNT}:x", 400, "missing_token", "invalid_request", id="empty-token"),
+    pytest.param(b"token=%0A+", f"{ACCOUNT}:x", 400, "missing_token", "invalid_request", id="blank-token"),
     pytest.param(b"token=x&token=x", f"{ACCOUNT}:x", 400, "repeated_parameter", "invalid_request", id="two-tokens"),
     pytest.param(
         b"token=x&token_type_hint=a&token_type_hint=b",

@@ -49,9 +49,11 @@ def check_error(running: Running, answer: Answer, reason: str) -> None:
     assert (answer.status, answer.body["error"]) == (status, error)
     assert list(answer.body) == ["error", "error_description"]
     assert not set(answer.body["error_description"]) & set('"\\')
-    assert answer.headers.get("WWW-Authenticate") == ('Basic realm="hubler-auth"' if status == 401 else None)
+    challenge = 'Basic realm="hubler-auth", charset="UTF-8"' if status == 401 else None
+    assert answer.headers.get("WWW-Authenticate") == challenge
     assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
     assert (answer.headers["Cache-Control"], answer.headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    assert answer.headers["Pragma"] == "no-cache"
     if reason not in ("unexpected", "audit_unavailable"):
         last = running.events(answer.request_id)[-1]
         assert (last["reason"], last["status"]) == (reason, status)
@@ -75,6 +77,9 @@ def check_log(running: Running) -> None:
         pytest.param(without("client_secret"), BASIC, id="basic-and-the-same-name-in-the-body"),
         pytest.param({**GRANT, "client_id": "", "client_secret": ""}, BASIC, id="empty-is-absent"),
         pytest.param({**GOOD, "client_id": ACCOUNT.upper()}, None, id="upper-case"),
+        pytest.param(
+            {**GRANT, "client_id": ACCOUNT}, BASIC.replace(ACCOUNT, ACCOUNT.upper()), id="one-name-in-two-cases"
+        ),
         pytest.param({**GOOD, "scope": "a b", "colour": "red", "secret": "x", "account": "x"}, None, id="unknown-ones"),
     ],
 )
@@ -91,6 +96,7 @@ async def test_a_grant_is_a_bearer_token_and_the_seven_events(
     assert list(answer.body) == ["access_token", "token_type", "expires_in"]
     assert (answer.body["token_type"], answer.body["expires_in"]) == ("Bearer", 3600)
     assert (answer.headers["Cache-Control"], answer.headers["Content-Type"]) == ("no-store", "application/json")
+    assert answer.headers["Pragma"] == "no-cache"
     events = running.events(answer.request_id)
     assert [event["type"] for event in events] == [*WALK, "auth.granted"]
     assert (events[0]["route"], events[-1]["account"], events[5]["action"]) == (PATH, ACCOUNT, "claimed")
@@ -125,6 +131,8 @@ async def test_a_secret_is_one_secret_at_both_endpoints(running: Running) -> Non
         pytest.param("a b+c%", f"{ACCOUNT}:a+b%2Bc%25", id="form-encoded"),
         pytest.param("ſecret-ü", f"{ACCOUNT}:%C5%BFecret-%C3%BC", id="utf-8"),
         pytest.param("100%", f"{ACCOUNT}:100%", id="a-percent-sign-that-begins-no-escape"),
+        pytest.param("ü:€", f"{ACCOUNT}:ü:€", id="utf-8-as-it-is"),
+        pytest.param("ü +%41%", f"{ACCOUNT}:ü +%41%", id="of-utf-8-as-it-is-nothing-is-decoded"),
         pytest.param(SECRET, f"%35{ACCOUNT[1:]}:{SECRET}", id="encoded-name"),
     ],
 )
@@ -173,7 +181,9 @@ MALFORMED = [
     pytest.param("authorization_malformed", GRANT, f"{ACCOUNT}:", id="basic-without-a-secret"),
     pytest.param("authorization_malformed", GRANT, f":{SECRET}", id="basic-without-a-name"),
     pytest.param("authorization_malformed", GRANT, f"{ACCOUNT}:%ff", id="basic-encoded-but-not-utf-8"),
-    pytest.param("authorization_malformed", GRANT, f"{ACCOUNT}:ü", id="basic-not-encoded"),
+    pytest.param("account_not_object_id", GRANT, f"%35{ACCOUNT[1:]}:ü", id="basic-half-encoded"),
+    pytest.param("account_not_object_id", GRANT, "ü:x", id="basic-with-a-name-as-it-is"),
+    pytest.param("several_credentials", {**GRANT, "client_id": "X"}, "x:y", id="two-cases-of-what-is-no-account"),
     pytest.param("several_credentials", GOOD, BASIC, id="basic-and-body"),
     pytest.param("several_credentials", {**GRANT, "client_secret": "x"}, BASIC, id="basic-and-a-secret"),
     pytest.param("several_credentials", {**GRANT, "client_id": OTHER_ACCOUNT}, BASIC, id="basic-and-another-name"),
@@ -215,6 +225,7 @@ async def test_a_malformed_request_is_refused_at_validate_and_claims_nothing(
             ],
             id="no-base64",
         ),
+        pytest.param([f"Basic {base64.b64encode(f'{ACCOUNT}:ü'.encode('latin-1')).decode()}"], id="latin-1"),
         pytest.param([f"Basic {base64.b64encode(BASIC.encode()).decode()}"] * 2, id="twice"),
     ],
 )
