@@ -101,11 +101,14 @@ _WRITES: dict[str, tuple[str, ...]] = {
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, 1, :verifier)",
     ),
     "rehash": (
+        # While two secrets overlap they share a salt, so that one hash checks both.
         "UPDATE secrets SET verifier = :verifier"
-        " WHERE account = :account AND version = :version AND verifier = :replaced",
+        " WHERE account = :account AND version = :version AND verifier = :replaced AND expires_at IS NULL",
     ),
     "rotate": (
-        "UPDATE accounts SET secret_version = :version WHERE account = :account AND secret_version IS :replaced",
+        "UPDATE accounts SET secret_version = :version WHERE account = :account AND secret_version IS :replaced"
+        " AND (:salted_as IS NULL OR EXISTS (SELECT 1 FROM secrets"
+        " WHERE account = :account AND version = :replaced AND verifier = :salted_as))",
         "DELETE FROM secrets WHERE account = :account AND (version IS NOT :replaced OR :overlap_until IS NULL)",
         "UPDATE secrets SET expires_at = :overlap_until WHERE account = :account",
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, :version, :verifier)",

@@ -33,7 +33,7 @@ EXAMPLE_SECRET = "hubble"
 class Accounts:
     """What the pipeline asks about accounts, answered by one point read in the loop's thread.
 
-    With `uniform` every refusal of an account takes the time of one hash.
+    With `uniform` every refusal of an account takes the time of one hash at today's costs.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class Accounts:
         for stored in account.secrets:
             if self._remembered.recall(account.id, stored.version, secret):
                 return stored, "remembered"
-        index = await self.hasher.match(account.id, secret, [stored.verifier for stored in account.secrets])
+        verifiers = [stored.verifier for stored in account.secrets]
+        index = await self.hasher.match(account.id, secret, verifiers, uniform=self._uniform)
         if index is None:
             return None
         matched = account.secrets[index]
@@ -195,7 +196,8 @@ class AccountDesk:
             row, stored = self.show(account)
             current = next((one for one in stored if one.expires_at is None), None)
             overlaps = current is not None and overlap_seconds > 0
-            verifier = await self._hash(account, secret, like=current.verifier if overlaps and current else None)
+            like = current.verifier if overlaps and current else None
+            verifier = await self._hash(account, secret, like=like)
             now = self._clock()
             until = now + round(overlap_seconds * 1_000_000) if overlaps else None
             version = (row.secret_version or 0) + 1
@@ -208,11 +210,12 @@ class AccountDesk:
                     "replaced": row.secret_version,
                     "verifier": verifier,
                     "overlap_until": until,
+                    "salted_as": like,
                 },
             )
             if await self._commit(self._rotation(account, now, version, until, ended), write):
                 return version
-            # Claimed or rotated since it was read: what is current, and what ends, has to be looked at again.
+            # Claimed, rotated or hashed anew since it was read: look again at what is current, and what ends.
 
     async def revoke_tokens(self, account: str, user_id: str | None = None) -> int:
         """End every token that the account, or its user alone, has by now; those up to the returned second.

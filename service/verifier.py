@@ -19,15 +19,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 from argon2.low_level import ARGON2_VERSION, Type, hash_secret
-from attrs import frozen
+from attrs import evolve, frozen
 
 from service.model import HashFailed, Overloaded
+
+T = TypeVar("T")
 
 SALT_BYTES = 16  # RFC 9106, section 3.1
 HASH_NICENESS = 10  # setpriority(2): on a busy core, a tenth of what the loop gets
 HASH_BYTES = 32  # RFC 9106, section 4: 256 bits
+LEAST_MEMORY_KIB = 8  # RFC 9106, section 3.1: for each lane
 
 
 @frozen
@@ -43,6 +47,18 @@ class HashParameters:
         """What a verifier with these parameters begins with."""
         return f"$argon2id$v={ARGON2_VERSION}$m={self.memory_kib},t={self.iterations},p={self.parallelism}$"
 
+    @property
+    def work(self) -> float:
+        """The KiB that a lane fills. Lanes run at once, so the time of a hash is in proportion to it."""
+        return self.memory_kib * self.iterations / self.parallelism
+
+    def less(self, work: float) -> "HashParameters | None":
+        """Parameters of a hash that takes the time of one of these and `work` less; `None` if nothing is left."""
+        memory_kib = round((self.work - work) * self.parallelism / self.iterations)
+        if memory_kib <= 0:
+            return None
+        return evolve(self, memory_kib=max(memory_kib, LEAST_MEMORY_KIB * self.parallelism))
+
 
 class SecretHasher:
     """A bounded pool for Argon2id.
@@ -53,6 +69,7 @@ class SecretHasher:
 
     def __init__(self, key: bytes, parameters: HashParameters, *, workers: int = 0, queue: int = 1024) -> None:
         self._key = key
+        self._parameters = parameters
         self.prefix = parameters.prefix
         self._room = queue + (workers or _spare_cores())
         self._running = 0
@@ -69,27 +86,23 @@ class SecretHasher:
         Raises `Overloaded`, `HashFailed`.
         """
         salt = base64.b64encode(os.urandom(SALT_BYTES)).rstrip(b"=").decode()
-        head = like.rpartition("$")[0] if like is not None else f"{self.prefix}{salt}"
+        head = _head(like) if like is not None else f"{self.prefix}{salt}"
         return await self._off_the_loop(partial(_hash, self._keyed(account, secret), head))
 
-    async def match(self, account: str, secret: str, verifiers: Sequence[str]) -> int | None:
+    async def match(self, account: str, secret: str, verifiers: Sequence[str], *, uniform: bool = False) -> int | None:
         """The index of the verifier that the account's `secret` has, with one hash for all that share a salt.
 
-        Raises `Overloaded`, `HashFailed`.
+        With `uniform`, finding none takes the time of one hash at today's parameters, or longer where a verifier's
+        own take longer. Raises `Overloaded`, `HashFailed`.
         """
-        found = None
-        for head in dict.fromkeys(verifier.rpartition("$")[0] for verifier in verifiers):
-            verifier = await self._off_the_loop(partial(_hash, self._keyed(account, secret), head))
-            for index, stored in enumerate(verifiers):
-                if hmac.compare_digest(verifier.encode(), stored.encode()) and found is None:
-                    found = index
-        return found
+        whole = self._parameters if uniform else None
+        return await self._off_the_loop(partial(_match, self._keyed(account, secret), verifiers, whole))
 
     def _keyed(self, account: str, secret: str) -> bytes:
         # An account is 24 characters, so that no two pairs are one message. Its verifier is nothing to another account.
         return hmac.digest(self._key, f"{account}{secret}".encode(), hashlib.sha256)
 
-    async def _off_the_loop(self, function: Callable[[], str]) -> str:
+    async def _off_the_loop(self, function: Callable[[], T]) -> T:
         if self._running >= self._room:
             raise Overloaded
         self._running += 1
@@ -101,7 +114,7 @@ class SecretHasher:
             raise
         return await future
 
-    def _done(self, future: "asyncio.Future[str]") -> None:
+    def _done(self, future: "asyncio.Future[T]") -> None:
         self._running -= 1
 
 
@@ -114,19 +127,45 @@ def _spare_cores() -> int:
     return max(1, (os.cpu_count() or 1) - 1)
 
 
+def _match(keyed: bytes, verifiers: Sequence[str], whole: HashParameters | None) -> int | None:
+    """The index of the verifier that `keyed` has. Where none is found the hashes together take as long as `whole`."""
+    derived = {head: _hash(keyed, head) for head in dict.fromkeys(_head(verifier) for verifier in verifiers)}
+    matches = [hmac.compare_digest(derived[_head(verifier)].encode(), verifier.encode()) for verifier in verifiers]
+    if True in matches:
+        return matches.index(True)
+    rest = None if whole is None else whole.less(sum(_parse(head)[0].work for head in derived))
+    if rest is not None:
+        _hash(keyed, f"{rest.prefix}{'A' * 22}")  # for its time alone
+    return None
+
+
+def _head(verifier: str) -> str:
+    """All of a verifier but its hash: parameters and salt."""
+    return verifier.rpartition("$")[0]
+
+
+def _parse(head: str) -> tuple[HashParameters, bytes]:
+    """The parameters and the salt of a verifier, as PHC strings write them. Raises whatever shows that it has none."""
+    _, name, version, parameters, salt = head.split("$")
+    costs = dict(part.split("=") for part in parameters.split(","))
+    if name != "argon2id" or version != f"v={ARGON2_VERSION}":
+        raise ValueError(name)
+    return (
+        HashParameters(int(costs["m"]), int(costs["t"]), int(costs["p"])),
+        base64.b64decode(salt + "=" * (-len(salt) % 4), validate=True),
+    )
+
+
 def _hash(keyed: bytes, head: str) -> str:
-    """The whole verifier that begins with `head`: parameters and salt as PHC strings write them."""
+    """The whole verifier that begins with `head`. Raises `HashFailed`."""
     try:
-        _, name, version, parameters, salt = head.split("$")
-        costs = dict(part.split("=") for part in parameters.split(","))
-        if name != "argon2id" or version != f"v={ARGON2_VERSION}":
-            raise ValueError(name)
+        parameters, salt = _parse(head)
         return hash_secret(
             keyed,
-            base64.b64decode(salt + "=" * (-len(salt) % 4), validate=True),
-            time_cost=int(costs["t"]),
-            memory_cost=int(costs["m"]),
-            parallelism=int(costs["p"]),
+            salt,
+            time_cost=parameters.iterations,
+            memory_cost=parameters.memory_kib,
+            parallelism=parameters.parallelism,
             hash_len=HASH_BYTES,
             type=Type.ID,
         ).decode("ascii")

@@ -3,11 +3,14 @@
 import base64
 import hashlib
 import hmac
+from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
+from argon2.low_level import hash_secret
 
+from service import verifier
 from service.model import HashFailed
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET
@@ -67,6 +70,45 @@ async def test_verifier_is_nothing_to_another_account() -> None:
 async def test_verifier_of_other_parameters_is_still_matched() -> None:
     verifier = await hasher(parameters=HashParameters(16, 2, 2)).derive(ACCOUNT, SECRET)
     assert await hasher().match(ACCOUNT, SECRET, [verifier]) == 0
+
+
+@pytest.mark.parametrize(
+    ("today", "others", "rest"),
+    [
+        pytest.param((64, 2, 1), [(64, 2, 1)], None, id="as-today"),
+        pytest.param((64, 2, 1), [(65, 2, 1)], None, id="dearer"),
+        pytest.param((64, 2, 1), [(32, 1, 1)], (48, 2, 1), id="cheaper"),
+        pytest.param((64, 2, 1), [(32, 2, 1), (16, 2, 1)], (16, 2, 1), id="two-cheaper"),
+        pytest.param((64, 2, 1), [(32, 4, 1)], None, id="as-dear-in-another-way"),
+        pytest.param((64, 2, 1), [(63, 2, 1)], (8, 2, 1), id="cheaper-by-less-than-a-hash-can-be"),
+        pytest.param((64, 2, 2), [(32, 2, 1)], None, id="one-lane-of-half-the-memory"),
+        pytest.param((64, 2, 2), [(16, 2, 1)], (32, 2, 2), id="one-lane-of-a-quarter"),
+        pytest.param((64, 2, 1), [], (64, 2, 1), id="nothing"),
+    ],
+)
+async def test_uniform_mismatch_hashes_what_is_left_of_one_hash_of_today(
+    today: tuple[int, int, int],
+    others: list[tuple[int, int, int]],
+    rest: tuple[int, int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    verifiers = [await hasher(parameters=HashParameters(*other)).derive(ACCOUNT, SECRET) for other in others]
+    hashed: list[tuple[int, int, int]] = []
+
+    def record(*arguments: Any, **costs: Any) -> bytes:
+        hashed.append((costs["memory_cost"], costs["time_cost"], costs["parallelism"]))
+        return hash_secret(*arguments, **costs)
+
+    monkeypatch.setattr(verifier, "hash_secret", record)
+    pool = hasher(parameters=HashParameters(*today))
+    for uniform, more in ((False, []), (True, [] if rest is None else [rest])):
+        hashed.clear()
+        assert await pool.match(ACCOUNT, "another", verifiers, uniform=uniform) is None
+        assert hashed == others + more
+    if verifiers:
+        hashed.clear()
+        assert await pool.match(ACCOUNT, SECRET, verifiers, uniform=True) == 0
+        assert hashed == others
 
 
 async def test_pool_that_is_closed_takes_nothing_and_counts_nothing() -> None:

@@ -66,7 +66,7 @@ def database(tmp_path: Path) -> Path:
 
 def rotation(version: int, verifier: str) -> Write:
     parameters: dict[str, str | int | None] = {"version": version, "replaced": version - 1, "overlap_until": None}
-    return Write("rotate", {"account": ACCOUNT, "verifier": verifier, **parameters})
+    return Write("rotate", {"account": ACCOUNT, "verifier": verifier, "salted_as": None, **parameters})
 
 
 def auditor(path: Path) -> sqlite3.Connection:

@@ -47,8 +47,11 @@ def rehash(replaced: str, verifier: str | None = "v1-anew") -> Write:
     return Write("rehash", {"account": ACCOUNT, "version": 1, "verifier": verifier, "replaced": replaced})
 
 
-def rotate(version: int, *, until: int | None = None, verifier: str | None = "new") -> Write:
+def rotate(
+    version: int, *, until: int | None = None, verifier: str | None = "new", salted_as: str | None = None
+) -> Write:
     parameters: dict[str, str | int | None] = {"version": version, "replaced": version - 1 or None}
+    parameters["salted_as"] = salted_as
     return Write("rotate", {"account": ACCOUNT, "verifier": verifier, "overlap_until": until, **parameters})
 
 
@@ -199,6 +202,13 @@ CHANGES = [
     pytest.param([create(OTHER)], claim(), LOST, None, id="claim-nobody"),
     pytest.param([create(), claim()], rehash("v1"), DONE, ("active", 1, {1: ("v1-anew", None)}), id="rehash"),
     pytest.param([create(), claim()], rehash("v0"), LOST, CLAIMED, id="rehash-too-late"),
+    pytest.param(
+        [create(), claim(), rotate(2, until=50)],
+        rehash("v1"),
+        LOST,
+        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        id="rehash-within-an-overlap",
+    ),
     pytest.param([create()], rotate(1), DONE, ("active", 1, {1: ("new", None)}), id="rotate-unclaimed"),
     pytest.param([create(), claim()], rotate(2), DONE, ("active", 2, {2: ("new", None)}), id="rotate"),
     pytest.param(
@@ -207,6 +217,20 @@ CHANGES = [
         DONE,
         ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
         id="rotate-with-overlap",
+    ),
+    pytest.param(
+        [create(), claim()],
+        rotate(2, until=50, salted_as="v1"),
+        DONE,
+        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        id="rotate-salted-as-the-other",
+    ),
+    pytest.param(
+        [create(), claim(), rehash("v1")],
+        rotate(2, until=50, salted_as="v1"),
+        LOST,
+        ("active", 1, {1: ("v1-anew", None)}),
+        id="rotate-salted-as-it-was-before",
     ),
     pytest.param(
         [create(), claim(), rotate(2, until=50)],

@@ -148,6 +148,7 @@ def test_a_rotation_and_its_retirements_stand_in_log_and_tables_alike(path: Path
             "version": version,
             "replaced": version - 1,
             "verifier": "v",
+            "salted_as": None,
         }
         return [event, *retired], Write("rotate", parts | {"overlap_until": until})
 
