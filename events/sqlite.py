@@ -30,6 +30,10 @@ CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by
 8 to 10 µs a page; at SQLite's own 1000 pages that is what the slowest hundredth of the requests waited for."""
 
+KEPT_WAL_BYTES = 4 * 1024 * 1024
+"""What the write-ahead log is cut to at the first commit after a long reader has left. While one reads, it can only
+grow. Four times what CHECKPOINT_PAGES let it grow to otherwise, so that no ordinary commit has to cut it."""
+
 _RETRY_SECONDS = 0.005  # a schema is laid in about as long
 
 _FIXED_RELEASES = ((3, 44, 6), (3, 50, 7), (3, 51, 3))
@@ -221,6 +225,7 @@ class SqliteWriter:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA recursive_triggers = ON")  # else INSERT OR REPLACE deletes past the trigger
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {KEPT_WAL_BYTES}")
         connection.execute("PRAGMA secure_delete = ON")  # a retired verifier leaves the file
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("BEGIN IMMEDIATE")

@@ -19,7 +19,7 @@ import pytest
 
 from events.batch import Batch, Outcome, Part, StoreError, Write
 from events.codec import encode
-from events.sqlite import BrokenTree, SqliteReader, SqliteWriter, _trusted
+from events.sqlite import KEPT_WAL_BYTES, BrokenTree, SqliteReader, SqliteWriter, _trusted
 from events.stores import SqliteStore
 from tests.audit_log import (
     ACCOUNT,
@@ -167,6 +167,22 @@ async def test_the_database_is_readable_by_its_owner_alone(tmp_path: Path) -> No
         await store.append(Batch([Part([b"{}"])]))
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
         assert modes == {"auth.db": 0o600, "auth.db-wal": 0o600, "auth.db-shm": 0o600}
+
+
+async def test_a_write_ahead_log_that_a_long_reader_let_grow_is_cut_when_the_reader_has_left(tmp_path: Path) -> None:
+    database, wal = tmp_path / "auth.db", tmp_path / "auth.db-wal"
+    entry = Batch([Part([b'{"type":"%b"}' % (b"x" * 1_000_000)])])
+    async with opened(database, create=True) as store:
+        reading = connect(database)
+        reading.execute("BEGIN")
+        reading.execute("SELECT count(*) FROM log").fetchone()
+        for _ in range(6):
+            await store.append(entry)
+        grown = wal.stat().st_size
+        reading.close()
+        for _ in range(2):  # the first is copied with all before it, the second begins the file again
+            await store.append(Batch([Part([b"{}"])]))
+        assert grown > 6_000_000 > KEPT_WAL_BYTES == wal.stat().st_size
 
 
 async def test_a_retired_verifier_is_gone_from_the_file(database: Path) -> None:
