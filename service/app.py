@@ -48,7 +48,8 @@ from service.handler import (
     token_handler,
     unexpected,
 )
-from service.keys import KeyRing, load_signing_key, secrets_key, signed
+from service.jws import KeyRing, load_signing_key, signed
+from service.keys import secrets_key
 from service.model import TokenProfile
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.pipeline import Deps

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from service.documents import Document
-from service.keys import KeyRing
+from service.jws import KeyRing
 
 JWKS_PATH = "/.well-known/jwks.json"
 METADATA_PATH = "/.well-known/oauth-authorization-server"

@@ -167,7 +167,7 @@ class Grant(Protocol):
 
 
 class Signer(Protocol):
-    """A signing key: `service.keys.SigningKey`."""
+    """A signing key: `service.jws.SigningKey`."""
 
     @property
     def kid(self) -> str: ...

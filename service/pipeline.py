@@ -63,7 +63,7 @@ P = ParamSpec("P")
 
 
 class Keys(Protocol):
-    """Which key signs now: `service.keys.KeyRing`."""
+    """Which key signs now: `service.jws.KeyRing`."""
 
     @property
     def active(self) -> Signer: ...

@@ -16,7 +16,8 @@ from events.codec import timestamp
 from events.log import EventLog, LogUnavailable
 from events.records import Event, KeyActivated, KeyCreated, KeyRetired
 from events.sqlite import KeyRow, SqliteReader
-from service.keys import KeyFileError, KeyRing, SigningKey, create_signing_key, load_signing_key
+from service.jws import KeyRing, SigningKey, create_signing_key, load_signing_key
+from service.keys import KeyFileError
 
 _KID = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7638, SHA-256
 

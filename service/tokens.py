@@ -48,7 +48,7 @@ _CLAIMS = msgspec.json.Decoder(Claims)
 
 @frozen
 class Tokens:
-    """`signed` is `service.keys.signed` with its keys, `is_revoked` asks the store; `now` is in microseconds."""
+    """`signed` is `service.jws.signed` with its keys, `is_revoked` asks the store; `now` is in microseconds."""
 
     signed: Callable[[str], bytes | None]
     is_revoked: Callable[[str, str, str | None, int], bool]

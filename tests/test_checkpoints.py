@@ -15,7 +15,8 @@ from events.checkpoint import Checkpoint, Signer
 from events.merkle import EMPTY_ROOT
 from service.app import Service
 from service.checkpoints import DirectoryInUse, lock, prepare
-from service.keys import KeyFileError, OriginDiffers, create_signing_key, log_signer, log_verifier
+from service.jws import create_signing_key
+from service.keys import KeyFileError, OriginDiffers, log_signer, log_verifier
 from tests.anchored import ORIGIN, announced, in_file, kept, live, types, verifier_of
 from tests.audit_log import started, stopped, tamper, write_log
 from tests.cli.serving import READY_SECONDS, Serving, serving

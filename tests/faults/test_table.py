@@ -13,7 +13,7 @@ from events.sqlite import SqliteReader
 from events.verify import verify
 from service.app import DEPS, KEYS
 from service.contract import TABLE, Answers
-from service.keys import SigningKey
+from service.jws import SigningKey
 from service.model import RawRequest
 from service.pipeline import Arrival, authenticate
 from tests.conftest import Start

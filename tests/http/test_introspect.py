@@ -16,7 +16,7 @@ from events.sqlite import SqliteReader
 from events.verify import verify
 from service.app import KEYS, LOG, READER
 from service.clock import wall_clock
-from service.keys import SigningKey
+from service.jws import SigningKey
 from service.model import Role
 from service.rotation import KeyDesk
 from tests.conftest import Start

@@ -16,7 +16,7 @@ from events.sqlite import SqliteReader
 from events.verify import verify
 from service.app import KEYS
 from service.contract import OAUTH
-from service.keys import SigningKey
+from service.jws import SigningKey
 from tests.conftest import Start
 from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, USER, Answer, Running, answers, logged
 

@@ -11,7 +11,7 @@ from events.sqlite import SqliteReader
 from events.stores import SqliteStore
 from service.accounts import AccountDesk, Accounts
 from service.contract import Answers
-from service.keys import KeyRing, create_signing_key
+from service.jws import KeyRing, create_signing_key
 from service.model import TokenProfile
 from service.pipeline import Deps
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher

@@ -7,7 +7,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from service.keys import SigningKey, create_signing_key
+from service.jws import SigningKey, create_signing_key
 from service.model import Payload
 from service.stages.encode import encode
 
