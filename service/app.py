@@ -319,6 +319,8 @@ class Service:
             address=self.settings.url,
             directory=str(self.settings.storage.directory),
         )
+        if self.settings.issuer_warning is not None:
+            structlog.get_logger().warning("issuer.unreachable", what=self.settings.issuer_warning)
         await self.app[ANCHOR].try_to_sign()
 
     async def stop(self) -> None:

@@ -4,6 +4,7 @@ A key stands in three places that a test holds together: here, in `config.toml`,
 the README. Whatever is unknown or out of bounds is refused by its name.
 """
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -97,6 +98,37 @@ def _text(default: str, pattern: str, meaning: str) -> Any:
     return attrs.field(default=default, metadata={"read": read})
 
 
+# RFC 3986, and letters beyond ASCII as browsers take them. No user info, no query, no fragment.
+_ISSUER = re.compile(
+    r"https?://(?:[\w-]+(?:\.[\w-]+)*\.?|\[([0-9a-f:.]+)\])(?::([0-9]{1,5}))?(?:/(?:[^?#\\%]|%[0-9a-f]{2})*)?",
+    re.IGNORECASE,
+)
+
+
+def _issuer() -> Any:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or (value and not _is_issuer(value)):
+            raise ValueError(
+                "must be an http or https URL with a host and without user, query, fragment and white space,"
+                ' such as "https://auth.example.com"'
+            )
+        return value
+
+    return attrs.field(default="", metadata={"read": read})
+
+
+def _is_issuer(text: str) -> bool:
+    match = _ISSUER.fullmatch(text)
+    if match is None or " " in text or not text.isprintable():
+        return False
+    address, port = match.groups()
+    try:
+        ipaddress.IPv6Address(address or "::")
+    except ValueError:
+        return False
+    return 1 <= int(port or 1) <= 65_535
+
+
 _VISIBLE_TEXT = r"[^\x00-\x1f\x7f\ud800-\udfff]*"
 
 
@@ -130,7 +162,7 @@ def _path(value: object) -> Path:
 
 @frozen
 class Tokens:
-    issuer: str = _text("", _VISIBLE_TEXT, "text without control characters")
+    issuer: str = _issuer()
     audience: str = _text("", _VISIBLE_TEXT, "text without control characters")
     ttl_seconds: int = _whole_seconds("1h", least="1s", most="3650d")
     algorithm: str = _choice("EdDSA", "ES256", "RS256", "HS256")
@@ -201,6 +233,20 @@ class Settings:
     @property
     def issuer(self) -> str:
         return self.tokens.issuer or self.url
+
+    @property
+    def issuer_warning(self) -> str | None:
+        """What follows from an issuer that nobody can reach, and what to do; `None` where it is not so."""
+        try:
+            unreachable = ipaddress.ip_address(self.http.host).is_unspecified and not self.tokens.issuer
+        except ValueError:  # a name
+            unreachable = False
+        if not unreachable:
+            return None
+        return (
+            f"tokens.issuer is not set, so tokens and metadata name {self.url}, which no other machine can reach: "
+            "verifiers find no keys. Set tokens.issuer to the URL that clients use."
+        )
 
     @property
     def audience(self) -> str:

@@ -30,7 +30,28 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "http.account_errors": (["documented", "uniform"], ["Uniform", "", True]),
     "storage.directory": (["var", "/tmp/x", "~/x", "ü"], ["", "a\0b", "~nobody-of-that-name/x", "a\udcff", 5]),
     "storage.lock_timeout": (["1ms", "1m"], ["0", "61s"]),
-    "tokens.issuer": (["", "https://a.example/ü"], ["a\nb", "a\x7f", "\udcff", 5]),
+    "tokens.issuer": (
+        [
+            *("", "https://a.example/ü", "http://127.0.0.1:8080", "https://a/b%2Fc/", "https://[2001:db8::1]:65535/x"),
+            *("https://auth_1.ex-ample.com.", "HTTPS://a", "https://zoë.example"),
+        ],
+        [
+            *("auth.example.com", " https://a ", "https://a/?x#y", "https://a/?", "https://a#", "https://a/b#", " "),
+            *("https://", "https:///a", "https://?", "https:a", "ftp://a", "//a", "/a", "a:b", "https://u@a", "a\nb"),
+            *(
+                "https://u:p@a",
+                "https://a:b",
+                "https://a:",
+                "https://a:0",
+                "https://a:65536",
+                "https://a\n",
+                "https://.",
+            ),
+            *("https://a b", "https://a/b c", "https://a/\u00a0", "https://a/\x7f", "https://a/\udcff", "https://a\\b"),
+            *("https://a/\u200b", "https://a/%", "https://a/%zz", "https://a..b", "https://[::1", "https://[a]"),
+            *("https://[::1]x", "https://[fe80::1%25a]", "https://a,https://b", "http://[1.2.3.4]", 5),
+        ],
+    ),
     "tokens.audience": (["", "api"], ["\t", "a\x00"]),
     "tokens.ttl": (["1s", "3650d"], ["0", "999ms", "1500ms", "3651d", 3600]),
     "tokens.algorithm": (["EdDSA", "ES256", "RS256", "HS256"], ["none", "eddsa", "RS512", "", 256]),
@@ -266,6 +287,22 @@ def test_issuer_and_audience_follow_from_the_address_unless_they_are_said(
     assert (found.issuer, found.audience) == (issuer, audience)
 
 
+def test_an_issuer_is_refused_with_an_example_of_a_right_one() -> None:
+    with pytest.raises(ConfigError, match=r'such as "https://auth\.example\.com"'):
+        load(None, {"HUBLER_AUTH__TOKENS__ISSUER": "auth.example.com"})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0:0::0"])
+def test_an_issuer_that_nobody_can_reach_is_warned_of_unless_it_is_said(host: str) -> None:
+    variables = {"HUBLER_AUTH__HTTP__HOST": host}
+    found = load(None, variables)
+    assert found.issuer_warning is not None
+    assert found.issuer in found.issuer_warning
+    assert load(None, {**variables, "HUBLER_AUTH__TOKENS__ISSUER": "https://a"}).issuer_warning is None
+    for other in ("127.0.0.1", "localhost"):
+        assert load(None, {"HUBLER_AUTH__HTTP__HOST": other}).issuer_warning is None
+
+
 class TestDurations:
     @pytest.mark.parametrize(
         ("text", "seconds"),
@@ -324,6 +361,13 @@ class TestCommands:
         found = self.run("check", "--config", str(write(tmp_path, "")))
         assert (found.returncode, found.stdout, found.stderr) == (0, "", "The configuration is fine.\n")
         assert list(tmp_path.iterdir()) == [tmp_path / "config.toml"]
+
+    def test_check_warns_of_an_issuer_that_nobody_can_reach(self) -> None:
+        found = self.run("check", HTTP__HOST="0.0.0.0")
+        assert (found.returncode, found.stdout) == (0, "")
+        warning, fine = found.stderr.splitlines()
+        assert warning.startswith("Warning: tokens.issuer is not set, so tokens and metadata name http://0.0.0.0:8080,")
+        assert fine == "The configuration is fine."
 
     @pytest.mark.parametrize("command", ["check", "show"])
     def test_a_configuration_that_is_not_is_a_usage_error_that_names_the_key(self, command: str) -> None:

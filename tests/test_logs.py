@@ -88,6 +88,15 @@ async def test_start_and_stop_are_lines_of_their_own(start: Start, tmp_path: Pat
     assert started["directory"] == str(running.directory)
 
 
+async def test_a_start_warns_of_an_issuer_that_nobody_can_reach(start: Start, tmp_path: Path) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start(http={"host": "0.0.0.0"})
+        await running.service.stop()
+    _, warning, _ = lines
+    assert (warning["event"], warning["level"]) == ("issuer.unreachable", "warning")
+    assert f"http://0.0.0.0:{running.port}, which no other machine can reach" in warning["what"]
+
+
 def raised() -> Exception:
     try:
         raise LookupError("secret-text")

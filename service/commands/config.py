@@ -11,7 +11,9 @@ app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True
 @app.command()
 def check(context: typer.Context, config: ConfigOption = None) -> None:
     """Say whether the configuration can be used; exit 2 and name the key where not."""
-    settings(context, config)
+    chosen = settings(context, config)
+    if chosen.issuer_warning is not None:
+        say(f"Warning: {chosen.issuer_warning}")
     say("The configuration is fine.")
 
 

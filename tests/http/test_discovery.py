@@ -79,8 +79,6 @@ async def test_nothing_of_a_private_key_is_published(running: Running, path: str
         pytest.param("https://auth.example", "https://auth.example", id="issuer"),
         pytest.param("https://auth.example/", "https://auth.example", id="trailing-slash"),
         pytest.param("https://auth.example/a/b", "https://auth.example/a/b", id="path"),
-        pytest.param("http://[no-url", "http://[no-url", id="no-url"),
-        pytest.param("Zoë", "Zoë", id="a-name"),
     ],
 )
 async def test_metadata_says_where_everything_is(start: Start, issuer: str, base: str | None) -> None:
@@ -103,7 +101,7 @@ async def test_metadata_says_where_everything_is(start: Start, issuer: str, base
 
 
 async def test_an_issuer_with_a_path_has_its_metadata_under_that_path_too(start: Start) -> None:
-    running = await start(tokens={"issuer": "https://auth.example/a{b}/%C3%BC"})
+    running = await start(tokens={"issuer": "https://auth.example/a{b}/%C3%BC"})  # braces: also aiohttp's own syntax
     assert (await ask(running, f"{METADATA}/a{{b}}/%C3%BC")).status == 200
     for other in ("/", "/a", "/a{b}", "/a{b}/%C3%BC/", "x"):
         answer = await ask(running, METADATA + other)
