@@ -26,7 +26,7 @@ from multidict import CIMultiDictProxy
 from events.batch import StoreError
 from service import contract
 from service.contract import Row
-from service.model import RawRequest, frozen
+from service.model import CLIENT_REQUEST_ID, RawRequest, frozen
 from service.pipeline import Answer, Arrival, Deps, authenticate
 
 PATHS = ("/auth", "/auth/", "/public-api/auth", "/public-api/auth/")
@@ -34,7 +34,6 @@ TOKEN_PATH = "/oauth/token"
 NO_CACHE = {"Pragma": "no-cache"}  # RFC 6749, section 5.1: on every answer to a POST there, beside Cache-Control
 MAX_BODY_BYTES = 8192  # contract, section 1
 
-_CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values; a later version may append fields.
 _TRACEPARENT = re.compile(
     r"(?!ff)(?:00|(?!00)([0-9a-f]{2}))-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?(1)(?:-.*)?)"
@@ -178,7 +177,7 @@ class AuthHandler:
 
     def _arrival(self, path: str, fields: Fields, client_address: str) -> Arrival:
         client_request_id = fields.get("X-Request-ID")
-        if client_request_id is not None and not _CLIENT_REQUEST_ID.fullmatch(client_request_id):
+        if client_request_id is not None and not CLIENT_REQUEST_ID.fullmatch(client_request_id):
             client_request_id = None
         traceparent = fields.get("traceparent")
         trace = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)

@@ -3,6 +3,7 @@
 No stage sees a header, a row or a connection: it takes these values and returns one.
 """
 
+import re
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +18,10 @@ else:
     # mypy holds these values frozen. At run time that would triple what it costs to make one, and a request
     # makes a dozen.
     frozen = partial(define, unsafe_hash=True)
+
+
+CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""A caller's own X-Request-ID that goes on record."""
 
 
 @frozen

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import orjson
 import typer
@@ -30,7 +30,7 @@ from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
 from events.log import EventLog, LogUnavailable
-from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported
+from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported, AuthRequested
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
 from events.sqlite import PAGE, BrokenTree, SqliteReader
 from events.stores import SqliteStore
@@ -57,6 +57,7 @@ from service.commands.console import (
 from service.config import Settings, parse_duration
 from service.contract import REASONS
 from service.keys import KeyFileError, log_verifier
+from service.model import CLIENT_REQUEST_ID
 
 app = typer.Typer(
     help="Read the audit log: explain, list, verify, rebuild, export.", no_args_is_help=True, callback=root
@@ -82,6 +83,7 @@ _DECODER = json.JSONDecoder()
 _ANNOUNCED = b"audit.checkpoint"  # no way to write a string in JSON escapes any of it
 
 FOLLOW_SECONDS = 0.2
+NEAR_EVENTS = 256  # among so many most attempts have ended, in a twentieth of the time that a whole page takes
 NAMED_OPEN_ATTEMPTS = 10
 
 
@@ -123,16 +125,24 @@ def _one_of(legal: Iterable[str]) -> Callable[[str], str]:
 @app.command("explain")
 def explain_(
     context: typer.Context,
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="X-Request-ID, or a token's jti.")],
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="X-Request-ID, the answer's or the caller's own; a token's jti.")
+    ],
     config: ConfigOption = None,
     format: FormatOption = Format.TABLE,
 ) -> None:
-    """What became of one request, and why: a sentence and a timeline."""
-    wanted = request_id_of(request_id)
+    """What became of one request, and why: a sentence and a timeline. Several with one caller's id: a row each."""
     with log_of(settings(context, config)) as reader:
+        attempts = _attempts(reader, request_id)
+        first = list(islice(attempts, 2))
+        if len(first) > 1:
+            say("Several attempts have this X-Request-ID, newest first. Explain one by its request_id:")
+            write_rows((_in_short(reader, one) for one in chain(first, attempts)), ATTEMPT_COLUMNS, format)
+            return
+        if not first:
+            _not_found(request_id)
+        wanted = first[0]
         rows, over = rows_of(reader, wanted)
-    if not rows:
-        fail(Exit.NOT_FOUND, f"there is no request {wanted}")
     found = explain(wanted, rows, over=over)
     if format is Format.JSON:
         events = [{"seq": seq, **orjson.loads(body)} for seq, body in rows if _is_event(seq, body)]
@@ -155,11 +165,51 @@ def explain_(
         broken(found.fault)
 
 
-def request_id_of(text: str) -> str:
-    """The id that an argument is; ends the command where it is none."""
+def _attempts(reader: SqliteReader, text: str) -> Iterator[str]:
+    """The request ids that an argument stands for: the service's own, else of all that have it as their caller's."""
+    own, callers = _own_id(text), text.strip()
+    if own is not None and reader.attempt_start(own) is not None:
+        yield own
+    elif CLIENT_REQUEST_ID.fullmatch(callers):
+        # No index has it: an index of what callers choose would cost each grant, and this is asked rarely.
+        mark = f'"client_request_id":"{callers}"'.encode()
+        for seq, body in _backward(reader, reader.size(), None):
+            if mark in body and type_of(body) == AuthRequested.TYPE:
+                request_id = cast(AuthRequested, read(seq, body)).request_id
+                if reader.attempt_start(request_id) != seq:
+                    raise Fault(seq, "begins a request that its index does not have there")
+                yield request_id
+
+
+def _in_short(reader: SqliteReader, request_id: str) -> Row:
+    """An attempt as `list` has it, but under the place and time where it began; also one that is open."""
+    rows, _ = rows_of(reader, request_id)
+    begun, *others = [(seq, read(seq, body)) for seq, body in rows]
+    last = next((event for _, event in others if event.TYPE in TERMINAL), begun[1])
+    found = row(begun[0], last, ATTEMPT_COLUMNS)
+    return found | {"recorded_at": begun[1].recorded_at, "outcome": found["outcome"] or "open"}
+
+
+def _own_id(text: str) -> str | None:
     wanted = text.strip().replace("-", "").lower()
-    if not re.fullmatch(r"[0-9a-f]{32}", wanted):
-        fail(Exit.NOT_FOUND, "a request id is 32 hex digits, as in X-Request-ID or a token's jti; there is no other")
+    return wanted if re.fullmatch(r"[0-9a-f]{32}", wanted) else None
+
+
+def _not_found(text: str) -> NoReturn:
+    own = _own_id(text)
+    if own is not None:
+        fail(Exit.NOT_FOUND, f"there is no request {own}, and none has this as its caller's own X-Request-ID")
+    fail(Exit.NOT_FOUND, f"no request has this as its caller's own X-Request-ID, and {_REQUEST_ID_IS}")
+
+
+_REQUEST_ID_IS = "a request id is 32 hex digits, as in the answer's X-Request-ID or a token's jti"
+
+
+def request_id_of(text: str) -> str:
+    """The service's own id that an argument is; ends the command where it is none."""
+    wanted = _own_id(text)
+    if wanted is None:
+        fail(Exit.NOT_FOUND, _REQUEST_ID_IS)
     return wanted
 
 
@@ -171,7 +221,9 @@ def rows_of(reader: SqliteReader, request_id: str) -> tuple[list[tuple[int, byte
     mark = f'"request_id":"{request_id}"'.encode()
     rows: list[tuple[int, bytes]] = []
     over = False
-    for page in reader.pages(start, reader.size()):
+    size = reader.size()
+    near = min(start + NEAR_EVENTS, size)
+    for page in chain(reader.pages(start, near), reader.pages(near, size)):
         for seq, body, *_ in page:
             if seq == start or mark in body:
                 rows.append((seq, body))

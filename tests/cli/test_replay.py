@@ -27,6 +27,7 @@ from tests.audit_log import (
     USER,
     VALIDATED,
     Entry,
+    Step,
     attempt,
     claimed,
     created,
@@ -149,10 +150,61 @@ def test_an_attempt_with_a_broken_event_is_explained_without_it(replay: Replay) 
     assert [event["seq"] for event in found["events"]] == [11, 13, 14]
 
 
+UUID = "550e8400-e29b-41d4-a716-446655440000"
+
+
+def asked(client_request_id: str) -> Step:
+    kind, members = REQUESTED
+    return kind, members | {"client_request_id": client_request_id}
+
+
+@pytest.mark.parametrize("spelling", ["Order.7_a-b", " Order.7_a-b\n", UUID])
+def test_an_attempt_is_found_by_its_callers_own_id(replay: Replay, spelling: str) -> None:
+    write_log(
+        replay.path, attempt(5, asked(spelling.strip()), *DENIAL[1:]), attempt(6, asked("order.7_a-b"), *DENIAL[1:])
+    )
+    assert replay("explain", spelling).stdout == replay("explain", rid(5)).stdout
+    assert replay.json("explain", spelling)["request_id"] == rid(5)
+
+
+def test_of_several_attempts_with_one_callers_id_each_is_a_row_newest_first(replay: Replay) -> None:
+    again = [attempt(number, asked("retry"), *DENIAL[1:], at=NOW + number) for number in (5, 6)]
+    write_log(replay.path, *again, attempt(7, asked("retry"), *GRANT[1:]), attempt(8, asked("retry"), VALIDATED))
+    rows = replay.json("explain", "retry")
+    found = [(row["seq"], row["request_id"], row["outcome"], row["reason"]) for row in rows]
+    mismatch = "secret_mismatch"
+    assert found == [
+        (39, rid(8), "open", None),
+        (32, rid(7), "granted", None),
+        (28, rid(6), "denied", mismatch),
+        (24, rid(5), "denied", mismatch),
+    ]
+    assert [row["recorded_at"] for row in rows[2:]] == [timestamp(NOW + 6), timestamp(NOW + 5)]
+    assert replay.rows("explain", "retry") == rows
+    table = replay("explain", "retry")
+    assert (table.exit_code, len(table.stdout.splitlines())) == (0, 5)
+    assert "newest first" in table.stderr
+
+
+def test_the_services_own_id_comes_before_a_callers(replay: Replay) -> None:
+    write_log(replay.path, attempt(5, asked(rid(2)), *DENIAL[1:]), attempt(6, asked(rid(99)), *DENIAL[1:]))
+    assert replay.json("explain", rid(2))["request_id"] == rid(2)
+    assert replay.json("explain", rid(99))["request_id"] == rid(6)
+
+
+def test_a_callers_id_on_record_that_the_index_does_not_lead_to_does_not_hold(replay: Replay) -> None:
+    write_log(replay.path, attempt(5, asked("mine"), *DENIAL[1:]))
+    tamper(replay.path, "UPDATE log SET request_id = NULL WHERE seq = 24")
+    result = replay("explain", "mine")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith("event 24: begins a request that its index does not have there\n")
+
+
 @pytest.mark.parametrize(
     ("text", "echoed"),
     [
         pytest.param(rid(99), True, id="unknown"),
+        pytest.param("a b", False, id="no-id-of-either-kind"),
         pytest.param("eyJhbGciOiJFZERTQSJ9.e30.AAAA", False, id="a-token"),
         pytest.param("hubble", False, id="a-secret"),
     ],
