@@ -8,7 +8,7 @@ import gc
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -44,6 +44,7 @@ from service.handler import (
     expect_continue,
     handler,
     log_fault,
+    log_recovery,
     method_not_allowed,
     token_handler,
     unexpected,
@@ -52,6 +53,7 @@ from service.jws import KeyRing, load_signing_key, signed
 from service.keys import secrets_key
 from service.model import TokenProfile
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
+from service.periodic import Periodic
 from service.pipeline import Deps
 from service.rotation import KeyDesk, Rotation, Schedule
 from service.tokens import Tokens
@@ -127,11 +129,8 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
         await log.commit([started])
         on_fault = partial(log_fault, where="audit.checkpoint")
         anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint, on_fault)
-        signing = asyncio.create_task(anchor.keep_signing())
-        yield
-        async with anchor.turn:
-            signing.cancel()
-        await asyncio.gather(signing, return_exceptions=True)
+        async with _periodic("audit.checkpoint", settings.audit.checkpoint_interval_seconds, anchor.sign):
+            yield
         # Where the log cannot be written any more, the next start closes what is open.
         with suppress(LogUnavailable, StoreError):
             await log.close_open_attempts()
@@ -158,18 +157,9 @@ async def _keys(app: web.Application) -> AsyncIterator[None]:
     schedule = Schedule(settings.keys.rotate_every_seconds, settings.keys.publish_before_seconds)
     rotation = Rotation(desk, ring, reader, clock, directory, alg, schedule, log_fault)
     await rotation.follow()
-
-    async def turn() -> None:
-        while True:
-            await asyncio.sleep(KEYS_SECONDS)
-            # What cannot be read or written now can be later; until then the keys stay as they are.
-            with suppress(LogUnavailable, StoreError):
-                await rotation.turn()
-
-    task = asyncio.create_task(turn())
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    # What cannot be read or written now can be later; until then the keys stay as they are.
+    async with _periodic("keys", KEYS_SECONDS, rotation.turn):
+        yield
 
 
 async def _accounts(app: web.Application) -> AsyncIterator[None]:
@@ -199,18 +189,17 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _retirement(app: web.Application) -> AsyncIterator[None]:
-    async def retire() -> None:
-        while True:
-            # A log that is not there now will be; until then expired secrets are refused all the same.
-            with suppress(LogUnavailable, StoreError):
-                await retire_expired(app[LOG], app[READER], app[CLOCK])
-                await forget_revocations(app[LOG], app[READER], app[CLOCK])
-            await asyncio.sleep(RETIRE_SECONDS)
+    log, reader, clock = app[LOG], app[READER], app[CLOCK]
+    # Until they have run, expired secrets are refused all the same.
+    async with (
+        _periodic("secrets.retire", RETIRE_SECONDS, partial(retire_expired, log, reader, clock)),
+        _periodic("revocations.forget", RETIRE_SECONDS, partial(forget_revocations, log, reader, clock)),
+    ):
+        yield
 
-    task = asyncio.create_task(retire())
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+
+def _periodic(name: str, interval_seconds: float, work: Callable[[], Awaitable[None]]) -> Periodic:
+    return Periodic(name, interval_seconds, work, partial(log_fault, where=name), partial(log_recovery, name))
 
 
 async def _routes(app: web.Application) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from events.batch import Outcome, StoreError, Write
 from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
 from events.log import EventLog, LogUnavailable
-from events.merkle import EMPTY_ROOT, TILE_WIDTH, frontier, leaf_hashes, tree_root
+from events.merkle import EMPTY_ROOT, TILE_WIDTH, Frontier, frontier, leaf_hashes, tree_root
 from events.sqlite import BrokenTree, SqliteReader
 from events.stores import SqliteStore
 from service.config import Settings
@@ -97,8 +97,7 @@ def check(settings: Settings, verifier: Verifier, reader: SqliteReader) -> None:
     size, head = reader.size(), reader.tree_head()
     if size != head.size:
         raise BrokenTree(f"the log has {size} events, its tree {head.size}")
-    if frontier(size, reader.hashes) != head:
-        raise BrokenTree(f"the head of the tree of {size} events is not that of its tiles")
+    _hold_to_tiles(head, reader)
     _, edge = reader.edge()
     if leaf_hashes(row[1] for row in reader.log_rows(size - len(edge), size, TILE_WIDTH)) != edge:
         raise BrokenTree(f"the last of the log's {size} events are not those of its tree")
@@ -109,6 +108,12 @@ def check(settings: Settings, verifier: Verifier, reader: SqliteReader) -> None:
         raise RolledBack(
             f"the log of {size} events is another than the one that its checkpoint of {checkpoint.size} speaks of"
         )
+
+
+def _hold_to_tiles(head: Frontier, reader: SqliteReader) -> None:
+    """Raises `BrokenTree`."""
+    if frontier(head.size, reader.hashes) != head:
+        raise BrokenTree(f"the head of the tree of {head.size} events is not that of its tiles")
 
 
 def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkpoint:
@@ -140,9 +145,7 @@ class Anchor:
         self._announce = announce
         self._on_fault = on_fault
         self._signed: Checkpoint | None = None
-        self.turn = asyncio.Lock()
-        """Held while signing. Whoever cancels a task that signs takes it first: the file that a thread is writing
-        comes all the same, and would take the place of a newer one."""
+        self._turn = asyncio.Lock()  # held while signing
 
     async def sign(self) -> None:
         """Sign what there is, if events have come since the last time.
@@ -150,7 +153,7 @@ class Anchor:
         Raises `LogUnavailable`, `StoreError`, and then it is to be done again; and `RolledBack`: no key signs two
         histories.
         """
-        async with self.turn:
+        async with self._turn:
             await self._sign()
 
     async def _sign(self) -> None:
@@ -160,24 +163,22 @@ class Anchor:
             if head.size == signed.size:
                 return
             if head.size < signed.size or tree_root(signed.size, self._reader.hashes) != signed.root:
-                raise RolledBack(
-                    f"the log of {head.size} events is another than the one that was signed at {signed.size}"
-                )
+                raise RolledBack(f"the log is another than the one that was signed at {signed.size} events")
+        _hold_to_tiles(head, self._reader)  # a signature is for good
         checkpoint = Checkpoint(self._signer.name, head.size, head.root())
         note = self._signer.sign(checkpoint)
         write = Write("keep_checkpoint", {"size": head.size, "note": note})
         if await self._log.commit([], write=write) is Outcome.FAILED:
             raise StoreError(f"cannot keep a checkpoint in {self._settings.database}")
         # A crash here leaves an older file, which speaks of less.
-        await asyncio.to_thread(_write, self._settings.checkpoint, note)
+        writing = asyncio.ensure_future(asyncio.to_thread(_write, self._settings.checkpoint, note))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            # A thread is not cancelled. Its file must not come later, in the place of a newer one.
+            await asyncio.wait([writing])
         self._signed = checkpoint
         self._announce(checkpoint, note)
-
-    async def keep_signing(self) -> None:
-        """Sign at each `audit.checkpoint_interval`, until cancelled, which takes the `turn`."""
-        while True:
-            await asyncio.sleep(self._settings.audit.checkpoint_interval_seconds)
-            await self.try_to_sign()
 
     async def try_to_sign(self) -> None:
         """Sign, or leave it to the next time: the checkpoints that are out speak of all that was before."""

@@ -312,3 +312,8 @@ def log_fault(fault: BaseException, **more: str | None) -> None:
     if isinstance(fault, StoreError):
         more["what"] = str(fault)
     structlog.get_logger().error("fault", exception=type(fault).__name__, **more)
+
+
+def log_recovery(where: str) -> None:
+    """What was a fault there before is none any more."""
+    structlog.get_logger().info("recovered", where=where)
