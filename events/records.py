@@ -234,6 +234,10 @@ class SecretRetired(AccountEvent, frozen=True, kw_only=True):
 
 # -- tokens ---------------------------------------------------------------------------
 
+SWEEP_AFTER_US = 86_400_000_000
+"""How long after its end a revocation, or the secret of an overlap, is kept: a day, so that no clock that is wrong by
+less destroys one."""
+
 
 class TokenRevoked(Event, frozen=True, kw_only=True):
     """Its account took back the token `jti`, which would have lasted until `expires_at`, seconds since 1970."""
@@ -244,9 +248,8 @@ class TokenRevoked(Event, frozen=True, kw_only=True):
 
 
 class AccountTokensRevoked(AccountEvent, frozen=True, kw_only=True):
-    """No token of the account, or of its user alone, holds any more whose `iat` is not behind `before`, in seconds."""
+    """No token of the account, or of its user alone, holds any more whose `auth.granted` stands before this event."""
 
-    before: int
     user_id: str | None = None
 
 

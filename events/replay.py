@@ -229,6 +229,7 @@ class Counts:
     events: Counter[str] = field(factory=Counter)  # by type
     ended: Counter[str] = field(factory=Counter)  # attempts by outcome
     reasons: Counter[str] = field(factory=Counter)  # of the denied ones
+    latest: int = 0  # the latest time on record, in microseconds since 1970
 
     def end(self, event: AttemptEvent) -> None:
         """Count the attempt that `event` ends."""
@@ -240,6 +241,7 @@ class Counts:
         self.events.update(other.events)
         self.ended.update(other.ended)
         self.reasons.update(other.reasons)
+        self.latest = max(self.latest, other.latest)
 
 
 @mutable
@@ -265,7 +267,7 @@ class Stretch:
 
     def apply(self, seq: int, event: Event) -> None:
         """Raises `Fault` where `event` cannot have happened, whatever was before."""
-        _microseconds(seq, event.recorded_at)
+        self.counts.latest = max(self.counts.latest, _microseconds(seq, event.recorded_at))
         if not isinstance(event, AttemptEvent):
             self._left.append((seq, event))
             return
@@ -306,7 +308,7 @@ class Replay(Counts):
     accounts: dict[str, AccountState] = field(factory=dict)
     keys: dict[str, KeyState] = field(factory=dict)
     revoked: dict[str, int] = field(factory=dict)  # the `exp` of each token taken back, by its `jti`
-    cutoffs: dict[tuple[str, str], int] = field(factory=dict)  # by account, and user or ""
+    cutoffs: dict[tuple[str, str], int] = field(factory=dict)  # `seq` of the newest, by account, and user or ""
     running_since: int | None = None  # the newest service.started with no service.stopped behind it
 
     @property
@@ -322,6 +324,7 @@ class Replay(Counts):
     def apply(self, seq: int, event: Event) -> None:
         """Raises `Fault` where `event` cannot come after those before it."""
         now = _microseconds(seq, event.recorded_at)
+        self.latest = max(self.latest, now)
         if isinstance(event, AttemptEvent):
             self._step(seq, event)
         elif isinstance(event, AccountEvent):
@@ -384,8 +387,7 @@ class Replay(Counts):
             account.secrets[event.version] = None
             account.secret_version = event.version
         elif isinstance(event, AccountTokensRevoked):
-            whose = event.account, event.user_id or ""
-            self.cutoffs[whose] = max(event.before, self.cutoffs.get(whose, event.before))
+            self.cutoffs[event.account, event.user_id or ""] = seq
         else:
             assert isinstance(event, SecretRetired)
             # Not an error where it is gone: a rotation may name one that expired while it was prepared.

@@ -87,7 +87,7 @@ CREATE TABLE secrets (
 
 CREATE INDEX secrets_expires_at ON secrets (expires_at) WHERE expires_at IS NOT NULL;
 
--- Tokens taken back one by one, each until it would have expired: `expires_at` is in seconds, as the token's `exp` is.
+-- Tokens taken back one by one, each until a day after it expired: `expires_at` is in seconds, as the token's `exp` is.
 CREATE TABLE revoked_tokens (
     jti        BLOB PRIMARY KEY,
     expires_at INTEGER NOT NULL
@@ -95,12 +95,12 @@ CREATE TABLE revoked_tokens (
 
 CREATE INDEX revoked_tokens_expires_at ON revoked_tokens (expires_at);
 
--- Tokens taken back all at once: of an account, or of a user where `user_id` is not '', those whose `iat` is not
--- behind `before`, in seconds.
+-- Tokens taken back all at once: of an account, or of a user where `user_id` is not '', those whose `auth.granted`
+-- stands before event `seq`.
 CREATE TABLE token_cutoffs (
     account TEXT NOT NULL,
     user_id TEXT NOT NULL,
-    before  INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
     PRIMARY KEY (account, user_id)
 ) STRICT, WITHOUT ROWID;
 

@@ -24,7 +24,7 @@ from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_
 from events.records import TERMINAL
 
 APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by
@@ -87,7 +87,7 @@ _SIGN_NO_MORE = (
 )
 
 _WRITES: dict[str, tuple[str, ...]] = {
-    # The first statement is the guard: where it changes no row, the write is lost.
+    # The first statement is the guard: where it changes no row, the write is lost. `:seq` is that of its first event.
     "create_account": (
         "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role)"
         " VALUES (:account, 'active', :now, :claim_until, NULL, :role) ON CONFLICT DO NOTHING",
@@ -117,18 +117,18 @@ _WRITES: dict[str, tuple[str, ...]] = {
         "UPDATE secrets SET expires_at = :overlap_until WHERE account = :account",
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, :version, :verifier)",
     ),
-    "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :now",),
+    "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :before",),
     "revoke_token": (
         "INSERT INTO revoked_tokens (jti, expires_at) VALUES (unhex(:jti), :expires_at) ON CONFLICT DO NOTHING",
     ),
     "revoke_tokens": (
-        "INSERT INTO token_cutoffs (account, user_id, before)"
-        " SELECT account, :user_id, :before FROM accounts WHERE account = :account"
-        " ON CONFLICT (account, user_id) DO UPDATE SET before = max(before, excluded.before)",
+        "INSERT INTO token_cutoffs (account, user_id, seq)"
+        " SELECT account, :user_id, :seq FROM accounts WHERE account = :account"
+        " ON CONFLICT (account, user_id) DO UPDATE SET seq = excluded.seq",
     ),
     "forget_revocations": (
         "DELETE FROM revoked_tokens WHERE jti IN"
-        " (SELECT jti FROM revoked_tokens WHERE expires_at <= :now ORDER BY expires_at LIMIT 1000)",
+        " (SELECT jti FROM revoked_tokens WHERE expires_at <= :before ORDER BY expires_at LIMIT 1000)",
     ),
     "keep_checkpoint": ("INSERT INTO checkpoints (size, note) VALUES (:size, :note) ON CONFLICT DO NOTHING",),
     "create_key": (f"{_ADD_KEY} ON CONFLICT DO NOTHING",),
@@ -267,7 +267,7 @@ class SqliteWriter:
             outcomes = []
             appended: list[bytes] = []
             for part in batch.parts:
-                outcome = Outcome.DONE if part.write is None else self._try(connection, part)
+                outcome = Outcome.DONE if part.write is None else self._try(connection, part, size + len(appended))
                 if outcome is Outcome.DONE:
                     connection.execute(_APPEND, (size + len(appended), _array(part.bodies)))
                     appended += part.bodies
@@ -288,16 +288,17 @@ class SqliteWriter:
         self._tree = tree
         return outcomes
 
-    def _try(self, connection: Any, part: Part) -> Outcome:
+    def _try(self, connection: Any, part: Part, seq: int) -> Outcome:
         assert part.write is not None
         guard, *others = _WRITES[part.write.name]
+        parameters = {**part.write.parameters, "seq": seq}
         connection.execute("SAVEPOINT part")
         try:
             outcome = Outcome.LOST
-            if connection.execute(guard, part.write.parameters).rowcount:
+            if connection.execute(guard, parameters).rowcount:
                 outcome = Outcome.DONE
                 for statement in others:
-                    connection.execute(statement, part.write.parameters)
+                    connection.execute(statement, parameters)
                 if part.closes is not None:
                     connection.execute(_CLOSE, (_json([part.closes]),))
         except self._sqlite.Error as error:
@@ -692,14 +693,28 @@ class SqliteReader:
             "SELECT account, version FROM secrets WHERE expires_at <= ? ORDER BY expires_at LIMIT 1000", (now,)
         )
 
-    def is_revoked(self, jti: str, account: str, user_id: str | None, issued_at: int) -> bool:
-        """Whether a token was taken back, alone or with others; `issued_at` is its `iat`."""
+    def revocation(self, jti: str, account: str, user_id: str | None) -> tuple[bool, int | None]:
+        """Whether the token was taken back alone, and the `seq` before which all those granted with it were, if any."""
         rows = self._rows(
-            "SELECT EXISTS (SELECT 1 FROM revoked_tokens WHERE jti = unhex(?)) OR EXISTS"
-            " (SELECT 1 FROM token_cutoffs WHERE account = ? AND user_id IN ('', ?) AND before >= ?)",
-            (jti, account, user_id or "", issued_at),
+            "SELECT EXISTS (SELECT 1 FROM revoked_tokens WHERE jti = unhex(?)),"
+            " (SELECT max(seq) FROM token_cutoffs WHERE account = ? AND user_id IN ('', ?))",
+            (jti, account, user_id or ""),
         )
-        return bool(rows[0][0])
+        return bool(rows[0][0]), rows[0][1]
+
+    def grant_seq(self, jti: str, account: str) -> int | None:
+        """The `seq` of the `auth.granted` of a token of the account; `None` where the log has none.
+
+        Reads the account's terminal events from the request's first event on: as many as there are in the time
+        that the request took.
+        """
+        rows = self._rows(
+            "SELECT seq FROM log WHERE account = unhex(:account)"
+            " AND seq > (SELECT seq FROM log WHERE request_id = unhex(:jti))"
+            " AND instr(body, :named) AND json_extract(body, '$.type') = 'auth.granted' ORDER BY seq LIMIT 1",
+            {"account": account, "jti": jti, "named": f'"request_id":"{jti}"'},
+        )
+        return int(rows[0][0]) if rows else None
 
     def open_attempts(self) -> set[str]:
         """The request ids that stand as begun and not ended."""
@@ -714,17 +729,17 @@ class SqliteReader:
         found = self._rows("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = 'events'")
         return [sql for (sql,) in found] == [_view(self._sqlite)]
 
-    def revoked_tokens(self, now: int) -> dict[str, int]:
-        """`exp` by `jti` of the tokens taken back one by one that would hold at `now`, in seconds."""
-        return dict(self._rows("SELECT lower(hex(jti)), expires_at FROM revoked_tokens WHERE expires_at > ?", (now,)))
+    def revoked_tokens(self) -> dict[str, int]:
+        """`exp`, in seconds since 1970, by `jti` of the tokens taken back one by one."""
+        return dict(self._rows("SELECT lower(hex(jti)), expires_at FROM revoked_tokens"))
 
     def expired_revocations(self, now: int) -> bool:
-        """Whether there are any of tokens that do not hold at `now`, in seconds, anyway."""
+        """Whether there are any of tokens that expired by `now`, in seconds since 1970."""
         return bool(self._rows("SELECT EXISTS (SELECT 1 FROM revoked_tokens WHERE expires_at <= ?)", (now,))[0][0])
 
     def token_cutoffs(self) -> dict[tuple[str, str], int]:
-        """`before` by account and user, which is "" for all of an account's tokens."""
-        return {(row[0], row[1]): row[2] for row in self._rows("SELECT account, user_id, before FROM token_cutoffs")}
+        """`seq` by account and user, which is "" for all of an account's tokens."""
+        return {(row[0], row[1]): row[2] for row in self._rows("SELECT account, user_id, seq FROM token_cutoffs")}
 
     def signing_keys(self) -> list[KeyRow]:
         """Every key there ever was, the oldest first."""
@@ -735,12 +750,13 @@ class SqliteReader:
         rows = self._rows(f"SELECT {_KEY_COLUMNS} FROM signing_keys WHERE kid = ?", (kid,))
         return KeyRow(*rows[0]) if rows else None
 
-    def live_keys(self, now: int) -> list[KeyRow]:
-        """The keys that verify at `now`, the oldest first."""
+    def live_keys(self, before: int) -> list[KeyRow]:
+        """The keys that verify, the oldest first; of the retired ones those that signed, if published beyond `before`."""
         rows = self._rows(
             f"SELECT {_KEY_COLUMNS} FROM signing_keys"
-            " WHERE state IN ('published', 'active') OR state = 'retired' AND published_until > ?"
+            " WHERE state IN ('published', 'active')"
+            " OR state = 'retired' AND activated_at IS NOT NULL AND published_until > ?"
             " ORDER BY created_at, kid",
-            (now,),
+            (before,),
         )
         return [KeyRow(*row) for row in rows]

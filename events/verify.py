@@ -26,7 +26,7 @@ from events.chunk import Chunk, Mark, by_size, claims, differing, read_chunk
 from events.export import tiles
 from events.export.tiles import TileDirectory
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, Read, frontier, tree_root
-from events.records import AuditRollbackAccepted, Event
+from events.records import SWEEP_AFTER_US, AuditRollbackAccepted, Event
 from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
 from events.sqlite import PAGE, BrokenTree, SqliteReader
 from events.workers import Pace, read_chunks
@@ -121,10 +121,11 @@ def difference(reader: SqliteReader, replay: Replay) -> str | None:
 
 
 def _revocations_differ(reader: SqliteReader, replay: Replay) -> str | None:
-    # The service drops a revocation once its token has expired, and puts nothing on record of it.
-    now = time.time_ns() // 1_000_000_000
-    lasting = {jti: end for jti, end in replay.revoked.items() if end > now}
-    for jti, _ in sorted(lasting.items() ^ reader.revoked_tokens(now).items()):
+    # The service drops a revocation a day after its token has expired, by its clock then, and puts nothing
+    # on record of it.
+    latest = max(time.time_ns() // 1000, replay.latest)
+    dropped = {item for item in replay.revoked.items() if item[1] * 1_000_000 + SWEEP_AFTER_US <= latest}
+    for jti, _ in sorted((replay.revoked.items() ^ reader.revoked_tokens().items()) - dropped):
         return f"the revocation of token {jti} stands otherwise in its table than the events leave it"
     for (account, _), _ in sorted(replay.cutoffs.items() ^ reader.token_cutoffs().items()):
         return f"the revoked tokens of account {account} stand otherwise in their table than the events leave them"

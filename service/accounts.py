@@ -217,20 +217,16 @@ class AccountDesk:
                 return version
             # Claimed, rotated or hashed anew since it was read: look again at what is current, and what ends.
 
-    async def revoke_tokens(self, account: str, user_id: str | None = None) -> int:
-        """End every token that the account, or its user alone, has by now; those up to the returned second.
+    async def revoke_tokens(self, account: str, user_id: str | None = None) -> None:
+        """End every token of the account, or of its user alone, whose grant is on record before this is.
 
         Raises `NoSuchAccount`.
         """
-        now = self._clock()
-        before = -(-now // 1_000_000)  # rounded up: what is issued while this commits is meant too
         event = AccountTokensRevoked(
-            recorded_at=timestamp(now), account=account, operator=operator(), user_id=user_id, before=before
+            recorded_at=timestamp(self._clock()), account=account, operator=operator(), user_id=user_id
         )
-        write = Write("revoke_tokens", {"account": account, "user_id": user_id or "", "before": before})
-        if not await self._commit([event], write):
+        if not await self._commit([event], Write("revoke_tokens", {"account": account, "user_id": user_id or ""})):
             raise NoSuchAccount
-        return before
 
     def show(self, account: str) -> tuple[AccountRow, list[SecretRow]]:
         """The account and its secrets, newest first. Raises `NoSuchAccount`."""
@@ -271,23 +267,22 @@ class AccountDesk:
         return await self._hasher.derive(account, secret, like=like)
 
 
-async def retire_expired(log: EventLog, reader: SqliteReader, clock: Callable[[], int]) -> None:
-    """Delete the verifiers whose overlap has ended, each with `secret.retired`.
+async def retire_expired(log: EventLog, reader: SqliteReader, clock: Callable[[], int], before: int) -> None:
+    """Delete the verifiers whose overlap ended by `before`, in microseconds since 1970, each with `secret.retired`.
 
     Raises `LogUnavailable`, `StoreError`.
     """
-    now = clock()
-    for account, version in reader.expired_secrets(now):
-        event = SecretRetired(recorded_at=timestamp(now), account=account, version=version)
-        await log.commit([event], write=Write("retire", {"account": account, "version": version, "now": now}))
+    for account, version in reader.expired_secrets(before):
+        event = SecretRetired(recorded_at=timestamp(clock()), account=account, version=version)
+        await log.commit([event], write=Write("retire", {"account": account, "version": version, "before": before}))
 
 
-async def forget_revocations(log: EventLog, reader: SqliteReader, clock: Callable[[], int]) -> None:
-    """Delete the revocations of tokens that have expired, some at a time.
+async def forget_revocations(log: EventLog, reader: SqliteReader, before: int) -> None:
+    """Delete the revocations of tokens that expired by `before`, in microseconds since 1970, some at a time.
 
     Raises `LogUnavailable`, `StoreError`.
     """
-    now = clock() // 1_000_000
-    while reader.expired_revocations(now):
-        if await log.commit([], write=Write("forget_revocations", {"now": now})) is not Outcome.DONE:
+    seconds = before // 1_000_000
+    while reader.expired_revocations(seconds):
+        if await log.commit([], write=Write("forget_revocations", {"before": seconds})) is not Outcome.DONE:
             return

@@ -8,6 +8,7 @@ import gc
 import json
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -28,7 +29,7 @@ from events.stores import SqliteProcess
 from service import contract, docs, logs, openapi
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, forget_revocations, retire_expired
 from service.checkpoints import Anchor, check, lock, prepare
-from service.clock import wall_clock
+from service.clock import Clock, ClockWatch, wall_clock
 from service.config import Settings
 from service.connection import Server
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
@@ -61,12 +62,13 @@ from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
 LOCK_SECONDS = 1.0  # a service that was killed holds its directory until its writer has ended, too
-RETIRE_SECONDS = 0.5  # contract, section 3: `secret.retired` follows within a second
+RETIRE_SECONDS = 0.5  # how often is looked for what ended a day ago; and for a wall clock that jumped
 LISTENERS = 8  # on one socket: uvloop takes one connection for each and turn, and many may come at once
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 
 SETTINGS = web.AppKey("SETTINGS", Settings)
-CLOCK: web.AppKey[Callable[[], int]] = web.AppKey("CLOCK")
+CLOCK: web.AppKey[Clock] = web.AppKey("CLOCK")
+CLOCK_WATCH = web.AppKey("CLOCK_WATCH", ClockWatch)
 LOCK = web.AppKey("LOCK", int)
 LOG = web.AppKey("LOG", EventLog)
 READER = web.AppKey("READER", SqliteReader)
@@ -82,11 +84,12 @@ class CannotListen(Exception):
     """The address cannot be listened on; the text names it."""
 
 
-def make_app(settings: Settings, clock: Callable[[], int] = wall_clock) -> web.Application:
+def make_app(settings: Settings, clock: Clock = wall_clock, monotonic_ns: Clock = time.monotonic_ns) -> web.Application:
     """The service, not yet started. Starting it raises what `Service.start` does."""
     app = web.Application()
     app[SETTINGS] = settings
     app[CLOCK] = clock
+    app[CLOCK_WATCH] = ClockWatch(clock, monotonic_ns, logs.clock_jumped)
     app.cleanup_ctx.extend([_directory, _log, _keys, _accounts, _retirement])
     app.on_startup.append(_routes)
     return app
@@ -155,7 +158,7 @@ async def _keys(app: web.Application) -> AsyncIterator[None]:
             raise StoreError(f"cannot write the signing key's row in {settings.database}") from None
     ring = app[KEYS] = KeyRing(key)
     schedule = Schedule(settings.keys.rotate_every_seconds, settings.keys.publish_before_seconds)
-    rotation = Rotation(desk, ring, reader, clock, directory, alg, schedule, log_fault)
+    rotation = Rotation(desk, ring, reader, app[CLOCK_WATCH], directory, alg, schedule, log_fault)
     await rotation.follow()
     # What cannot be read or written now can be later; until then the keys stay as they are.
     async with _periodic("keys", KEYS_SECONDS, rotation.turn):
@@ -189,11 +192,20 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _retirement(app: web.Application) -> AsyncIterator[None]:
-    log, reader, clock = app[LOG], app[READER], app[CLOCK]
+    log, reader, clock, watch = app[LOG], app[READER], app[CLOCK], app[CLOCK_WATCH]
+
+    async def retire() -> None:
+        if (before := watch.sweep_before()) is not None:
+            await retire_expired(log, reader, clock, before)
+
+    async def forget() -> None:
+        if (before := watch.sweep_before()) is not None:
+            await forget_revocations(log, reader, before)
+
     # Until they have run, expired secrets are refused all the same.
     async with (
-        _periodic("secrets.retire", RETIRE_SECONDS, partial(retire_expired, log, reader, clock)),
-        _periodic("revocations.forget", RETIRE_SECONDS, partial(forget_revocations, log, reader, clock)),
+        _periodic("secrets.retire", RETIRE_SECONDS, retire),
+        _periodic("revocations.forget", RETIRE_SECONDS, forget),
     ):
         yield
 
@@ -207,7 +219,9 @@ async def _routes(app: web.Application) -> None:
     oauth = attrs.evolve(deps, answers=app[OAUTH])
     endpoints: dict[str, Endpoint] = dict.fromkeys(PATHS, AuthHandler(deps, clock, timeout).post)
     endpoints[TOKEN_PATH] = token_handler(oauth, clock, timeout).post
-    tokens = Tokens(partial(signed, keys=app[KEYS]), app[READER].is_revoked, app[ACCOUNTS], deps.profile, clock)
+    leeway_seconds = app[SETTINGS].tokens.leeway_seconds
+    known = partial(signed, keys=app[KEYS])
+    tokens = Tokens(known, app[READER], app[ACCOUNTS], deps.profile, leeway_seconds, clock)
     about_tokens = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
     endpoints |= {INTROSPECT_PATH: about_tokens.introspect, REVOKE_PATH: about_tokens.revoke}
     app[ENDPOINTS] = endpoints
@@ -276,9 +290,17 @@ def listen(host: str, port: int) -> socket.socket:
 class Service:
     """A service that answers from `start` to `stop`; with `example`, for the contract's example account as well."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], int] = wall_clock, *, example: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = wall_clock,
+        *,
+        monotonic_ns: Clock = time.monotonic_ns,
+        example: bool = False,
+    ) -> None:
         self._given = settings
         self._clock = clock
+        self._monotonic_ns = monotonic_ns
         self._example = example
 
     async def start(self) -> None:
@@ -288,7 +310,7 @@ class Service:
             # Port 0 asks for any: from here on the settings say which.
             http = attrs.evolve(self._given.http, port=bound.getsockname()[1])
             self.settings = attrs.evolve(self._given, http=http)
-            self.app = make_app(self.settings, self._clock)
+            self.app = make_app(self.settings, self._clock, self._monotonic_ns)
             self._runner = _Runner(self.app, shutdown_timeout=self.settings.http.shutdown_timeout_seconds)
             try:
                 await self._runner.setup()

@@ -165,6 +165,7 @@ class Tokens:
     issuer: str = _issuer()
     audience: str = _text("", _VISIBLE_TEXT, "text without control characters")
     ttl_seconds: int = _whole_seconds("1h", least="1s", most="3650d")
+    leeway_seconds: float = _duration("10s", most="10m")
     algorithm: str = _choice("EdDSA", "ES256", "RS256", "HS256")
 
 

@@ -132,6 +132,11 @@ def checkpoint(signed: Checkpoint, note: str) -> None:
     structlog.get_logger().info("audit.checkpoint", size=signed.size, checkpoint=note)
 
 
+def clock_jumped(seconds: float) -> None:
+    """The wall clock moved against the monotonic one. Nothing is swept by time until it has been steady for an hour."""
+    structlog.get_logger().warning("clock.jumped", seconds=round(seconds, 3))
+
+
 class _Logger(structlog.BoundLoggerBase):
     """Its one processor makes the line. structlog's own loggers take four calls more, for each request."""
 

@@ -14,8 +14,9 @@ from attrs import frozen
 from events.batch import Outcome, Write
 from events.codec import timestamp
 from events.log import EventLog, LogUnavailable
-from events.records import Event, KeyActivated, KeyCreated, KeyRetired
+from events.records import SWEEP_AFTER_US, Event, KeyActivated, KeyCreated, KeyRetired
 from events.sqlite import KeyRow, SqliteReader
+from service.clock import ClockWatch
 from service.jws import KeyRing, SigningKey, create_signing_key, load_signing_key
 from service.keys import KeyFileError
 
@@ -196,7 +197,7 @@ class Rotation:
         desk: KeyDesk,
         ring: KeyRing,
         reader: SqliteReader,
-        clock: Callable[[], int],
+        watch: ClockWatch,
         directory: Path,
         algorithm: str,
         schedule: Schedule,
@@ -205,7 +206,8 @@ class Rotation:
         self._desk = desk
         self._ring = ring
         self._reader = reader
-        self._clock = clock
+        self._watch = watch
+        self._sweep_before = 0  # what was published until then is dropped; stands still while the clocks disagree
         self._directory = directory
         self._algorithm = algorithm
         self._rotate_every_us = round(schedule.rotate_every_seconds * 1_000_000)
@@ -217,16 +219,18 @@ class Rotation:
 
     async def turn(self) -> None:
         """Do what is due, and follow what was done. Raises `LogUnavailable`, `StoreError`."""
-        if self._rotate_every_us:
+        before = self._watch.sweep_before()
+        if self._rotate_every_us and before is not None:
             try:
-                await self._rotate()
+                await self._rotate(before + SWEEP_AFTER_US)
             except KeyFileError as error:
                 self._report("", error)
         await self.follow()
 
     async def follow(self) -> None:
         """Sign and verify as the table says. Raises `StoreError`."""
-        rows = self._reader.live_keys(self._clock())
+        self._sweep_before = self._watch.sweep_before() or self._sweep_before
+        rows = self._reader.live_keys(self._sweep_before)
         if rows == self._followed:
             return
         loaded: dict[str, SigningKey] = {}
@@ -244,15 +248,15 @@ class Rotation:
     async def _load(self, row: KeyRow) -> SigningKey:
         return await asyncio.to_thread(load_signing_key, self._directory, row.kid, row.alg)
 
-    async def _rotate(self) -> None:
-        now = self._clock()
+    async def _rotate(self, now: int) -> None:
         keys = self._reader.live_keys(now)
         active = next((key for key in keys if key.state == "active"), None)
         if active is None or active.activated_at is None:
             return
-        due = active.activated_at + self._rotate_every_us
+        # A key that was activated in the future was so while the clock was wrong. Nobody can tell its age: it is due.
+        due = active.activated_at + self._rotate_every_us if active.activated_at <= now else now
         # The oldest that has not signed yet, whoever made it: it has been in the caches of verifiers for longest.
-        fresh = (key for key in keys if key.state == "published" and key.activated_at is None)
+        fresh = (key for key in keys if key.state == "published" and key.activated_at is None and key.created_at <= now)
         coming = next((key for key in fresh if key.alg == self._algorithm), None)
         if coming is None:
             if now >= due - self._publish_before_us:

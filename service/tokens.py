@@ -4,7 +4,7 @@ Knows neither HTTP nor keys: whether a key of ours signed a text is `signed`'s t
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -46,14 +46,28 @@ class Inactive(Exception):
 _CLAIMS = msgspec.json.Decoder(Claims)
 
 
+class Grants(Protocol):
+    """What the log says of a token: `events.sqlite.SqliteReader`. Each may raise `StoreError`."""
+
+    def revocation(self, jti: str, account: str, user_id: str | None) -> tuple[bool, int | None]:
+        """Whether the token was taken back alone, and the `seq` before which all those granted with it were, if any."""
+
+    def grant_seq(self, jti: str, account: str) -> int | None:
+        """The `seq` of its `auth.granted`; `None` where the log has none."""
+
+
 @frozen
 class Tokens:
-    """`signed` is `service.jws.signed` with its keys, `is_revoked` asks the store; `now` is in microseconds."""
+    """`signed` is `service.jws.signed` with its keys; `now` is in microseconds since 1970.
+
+    `iat` and `nbf` may be `leeway_seconds` ahead of the clock, or further where `grants` has the token's grant.
+    """
 
     signed: Callable[[str], bytes | None]
-    is_revoked: Callable[[str, str, str | None, int], bool]
+    grants: Grants
     accounts: AccountDirectory
     profile: TokenProfile
+    leeway_seconds: float
     now: Callable[[], int]
 
     def read(self, token: str) -> Claims:
@@ -74,9 +88,13 @@ class Tokens:
     def check(self, token: str) -> Claims:
         """What a token says that is worth something now. Raises `Inactive`, and `events.log.StoreError`."""
         claims = self.read(token)
-        if max(claims.iat, claims.nbf) * 1_000_000 > self.now():
+        revoked, cutoff = self.grants.revocation(claims.jti, claims.account, claims.user_id)
+        ahead = max(claims.iat, claims.nbf) > self.now() / 1_000_000 + self.leeway_seconds
+        # Order in the log decides, and no clock; the log is asked only where there is something to decide.
+        granted = self.grants.grant_seq(claims.jti, claims.account) if ahead or cutoff is not None else None
+        if ahead and granted is None:
             raise Inactive("token_not_yet_valid")
-        if self.is_revoked(claims.jti, claims.account, claims.user_id, claims.iat):
+        if revoked or (cutoff is not None and (granted is None or granted < cutoff)):
             raise Inactive("token_revoked")
         account = self.accounts.find(claims.account)
         if account is None:

@@ -117,9 +117,9 @@ def revoked(number: int, expires_at: int, account: str = ACCOUNT) -> Entry:
     return [event], Write("revoke_token", {"jti": rid(number), "expires_at": expires_at})
 
 
-def cut_off(before: int, user_id: str | None = None, account: str = ACCOUNT) -> Entry:
-    event = AccountTokensRevoked(recorded_at=timestamp(NOW), account=account, user_id=user_id, before=before)
-    write = Write("revoke_tokens", {"account": account, "user_id": user_id or "", "before": before})
+def cut_off(user_id: str | None = None, account: str = ACCOUNT) -> Entry:
+    event = AccountTokensRevoked(recorded_at=timestamp(NOW), account=account, user_id=user_id)
+    write = Write("revoke_tokens", {"account": account, "user_id": user_id or ""})
     return [event], write
 
 

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from service.app import Service
 from service.clock import wall_clock
-from tests.harness import Running, settings
+from tests.harness import Clock, Running, settings
 
 Start = Callable[..., Awaitable[Running]]
 
@@ -25,7 +26,8 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         async def start_one(
             directory: Path = tmp_path / "var", clock: Callable[[], int] = wall_clock, **changes: dict[str, Any]
         ) -> Running:
-            service = Service(settings(directory, **changes), clock)
+            monotonic_ns = clock.monotonic_ns if isinstance(clock, Clock) else time.monotonic_ns
+            service = Service(settings(directory, **changes), clock, monotonic_ns=monotonic_ns)
             with monkeypatch.context() as patch:
                 # The coverage of what a service starts is not measured: it would take as long again, hundreds of times.
                 patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)

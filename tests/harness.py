@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,31 @@ OTHER_ACCOUNT = "00000000000000000000000a"
 USER = "aaaaaaaaaaaaaaaaaaaaaaaa"
 SECRET = "hubble-s3cret-7f3a"
 JSON = {"Content-Type": "application/json"}
+
+
+class Clock:
+    """The real time, or one that stands still from `begin` on, and what a test does to it.
+
+    Time that has lapsed is seen by the monotonic clock as well; a wall clock that jumped is not.
+    """
+
+    def __init__(self, begin: int | None = None) -> None:
+        self._begin = begin
+        self._lapsed_us = 0
+        self._jumped_us = 0
+
+    def __call__(self) -> int:
+        begin = wall_clock() if self._begin is None else self._begin
+        return begin + self._lapsed_us + self._jumped_us
+
+    def monotonic_ns(self) -> int:
+        return (time.monotonic_ns() if self._begin is None else 0) + self._lapsed_us * 1000
+
+    def lapse(self, seconds: float) -> None:
+        self._lapsed_us += round(seconds * 1_000_000)
+
+    def jump(self, seconds: float) -> None:
+        self._jumped_us += round(seconds * 1_000_000)
 
 
 def settings(directory: Path, **changes: dict[str, Any]) -> config.Settings:

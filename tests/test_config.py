@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "tokens.audience": (["", "api"], ["\t", "a\x00"]),
     "tokens.ttl": (["1s", "3650d"], ["0", "999ms", "1500ms", "3651d", 3600]),
+    "tokens.leeway": (["0", "1ms", "10m"], ["-1s", "601s", 10]),
     "tokens.algorithm": (["EdDSA", "ES256", "RS256", "HS256"], ["none", "eddsa", "RS512", "", 256]),
     "keys.rotate_every": (["0", "3601s", "36500d"], ["1ms", "1h", "36501d", "-1s"]),
     "keys.publish_before": (["1s", "36500d"], ["0", "999ms", "36501d"]),

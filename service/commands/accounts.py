@@ -189,9 +189,9 @@ def revoke_tokens(
     """End every token that the account has been issued up to now."""
 
     async def run(desk: AccountDesk) -> None:
-        before = await desk.revoke_tokens(account, user)
+        await desk.revoke_tokens(account, user)
         whose = account if user is None else f"user {user} of {account}"
-        say(f"No token of {whose} issued up to {timestamp(before * 1_000_000)} holds any more.")
+        say(f"Every token granted to {whose} before now is revoked.")
 
     _at_the_desk(settings(context, config), run)
 

@@ -59,7 +59,7 @@ class Place:
     def revoked(self) -> dict[str, int]:
         reader = SqliteReader(self.path)
         try:
-            return reader.revoked_tokens(0)
+            return reader.revoked_tokens()
         finally:
             reader.close()
 

@@ -56,7 +56,7 @@ def rotate(
 
 
 def retire(version: int, now: int) -> Write:
-    return Write("retire", {"account": ACCOUNT, "version": version, "now": now})
+    return Write("retire", {"account": ACCOUNT, "version": version, "before": now})
 
 
 def activate(kid: str, now: int) -> Write:
@@ -361,12 +361,17 @@ async def test_a_key_is_changed_with_its_events_or_neither_is(
 
 
 async def test_keys_that_verify_are_those_that_are_published_or_not_long_retired(place: Place, store: Store) -> None:
-    for write in (activate("c", 1), key_write("create_key", "b", 2), key_write("create_key", "a", 2), retire_key("b")):
+    for write in (activate("b", 1), activate("c", 2), key_write("create_key", "a", 2), retire_key("b", 2)):
         assert await store.append(Batch([part([], write)])) == [DONE]
-    await store.append(Batch([part([], key_write("create_key", "d", 9)), part([], key_write("withdraw_key", "d", 9))]))
-    assert [key.kid for key in place.signing_keys()] == ["c", "a", "b", "d"]
-    assert [key.kid for key in place.live_keys(49)] == ["c", "a", "b"]
-    assert [key.kid for key in place.live_keys(50)] == ["c", "a"]
+    for change in ("withdraw_key", "retire_key"):  # nothing was ever signed with the latter
+        kid = change[0]
+        more = {"deactivated_at": None, "published_until": 99} if change == "retire_key" else {}
+        await store.append(
+            Batch([part([], key_write("create_key", kid, 9)), part([], key_write(change, kid, 9, **more))])
+        )
+    assert [key.kid for key in place.signing_keys()] == ["b", "a", "c", "r", "w"]
+    assert [key.kid for key in place.live_keys(49)] == ["b", "a", "c"]
+    assert [key.kid for key in place.live_keys(50)] == ["a", "c"]
 
 
 def keep(size: int, note: str) -> Write:
@@ -377,11 +382,11 @@ def revoke(number: int, expires_at: int) -> Write:
     return Write("revoke_token", {"jti": rid(number), "expires_at": expires_at})
 
 
-def revoke_all(before: int, user_id: str = "", account: str = ACCOUNT) -> Write:
-    return Write("revoke_tokens", {"account": account, "user_id": user_id, "before": before})
+def revoke_all(user_id: str = "", account: str = ACCOUNT) -> Write:
+    return Write("revoke_tokens", {"account": account, "user_id": user_id})
 
 
-FORGET = Write("forget_revocations", {"now": 50})
+FORGET = Write("forget_revocations", {"before": 50})
 
 
 async def test_a_token_is_revoked_once_and_forgotten_when_it_has_expired(place: Place, store: Store) -> None:
@@ -400,17 +405,19 @@ async def test_revocations_are_forgotten_some_at_a_time_the_oldest_first(place: 
         assert list(place.revoked().values()) == [50] * left
 
 
-async def test_tokens_revoked_up_to_a_time_stay_so_whatever_is_revoked_later(place: Place, store: Store) -> None:
+async def test_all_tokens_are_revoked_that_were_granted_before_the_newest_event_that_says_so(
+    place: Place, store: Store
+) -> None:
     await store.append(Batch([part([], create())]))
     for write, outcome in [
-        (revoke_all(7), DONE),
-        (revoke_all(9), DONE),
-        (revoke_all(8), DONE),
-        (revoke_all(5, USER), DONE),
-        (revoke_all(9, account=OTHER), LOST),
+        (revoke_all(), DONE),
+        (revoke_all(), DONE),
+        (revoke_all(USER), DONE),
+        (revoke_all(account=OTHER), LOST),
     ]:
         assert await store.append(Batch([part(started(), write)])) == [outcome]
-    assert place.cutoffs() == {(ACCOUNT, ""): 9, (ACCOUNT, USER): 5}
+    await store.append(Batch([part(started()), part(started(), revoke_all(OTHER))]))
+    assert place.cutoffs() == {(ACCOUNT, ""): 1, (ACCOUNT, USER): 2, (ACCOUNT, OTHER): 4}
 
 
 async def test_a_checkpoint_is_kept_once(place: Place, store: Store) -> None:
@@ -464,7 +471,7 @@ async def test_tiles_of_tiles_are_kept_too(place: Place, store: Store) -> None:
 def test_every_write_is_in_these_tables() -> None:
     tables = [*CHANGES, *KEY_CHANGES]
     tried = {write.name for change in tables for write in change.values if isinstance(write, Write)}
-    others = [keep(0, ""), revoke(0, 0), revoke_all(0), FORGET]
+    others = [keep(0, ""), revoke(0, 0), revoke_all(), FORGET]
     assert tried | {write.name for write in others} == set(_WRITES)
 
 

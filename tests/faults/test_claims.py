@@ -16,19 +16,11 @@ from service.clock import wall_clock
 from service.keys import secrets_key
 from service.verifier import HashParameters, SecretHasher
 from tests.conftest import Start
-from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Running, until
+from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Clock, Running, until
 
 LOST = ["auth.requested", "request.validated", "account.verified", "payload.built", "token.encoded"]
+DAY = 86_400
 SLOW = {"iterations": 80_000, "hash_workers": 2}  # at 8 KiB about a quarter of a second
-
-
-class Clock:
-    """The real time, and what a test adds to it."""
-
-    seconds = 0.0
-
-    def __call__(self) -> int:
-        return wall_clock() + round(self.seconds * 1_000_000)
 
 
 @asynccontextmanager
@@ -44,6 +36,10 @@ async def desk(running: Running, parameters: HashParameters | None = None) -> As
     await log.stop()
     reader.close()
     hasher.close()
+
+
+async def a_few_sweeps() -> None:
+    await asyncio.sleep(1.2)
 
 
 def check_log(running: Running) -> None:
@@ -177,7 +173,7 @@ async def test_account_is_claimed_within_its_window_by_the_clock(
     clock = Clock()
     running = await start(clock=clock)
     await running.add(claim_window_seconds=window)
-    clock.seconds = seconds
+    clock.lapse(seconds)
     assert told(running, await running.authenticate()) == status
     check_log(running)
 
@@ -187,7 +183,7 @@ async def test_claimed_account_outlives_its_window(start: Start) -> None:
     running = await start(clock=clock)
     await running.add()
     assert stored(running, await running.authenticate()) == ("claim", "claimed", 1)
-    clock.seconds = 3600
+    clock.lapse(3600)
     assert stored(running, await running.authenticate()) == ("remembered", "unchanged", 1)
 
 
@@ -244,12 +240,16 @@ async def test_rotation_with_overlap_ends_the_old_secret_by_the_clock(start: Sta
         await operator.rotate(ACCOUNT, "new", overlap_seconds=3600)
     assert stored(running, await running.authenticate()) == ("hashed", "unchanged", 1)
     assert stored(running, await running.authenticate("new")) == ("hashed", "unchanged", 2)
-    clock.seconds = 3590
+    clock.lapse(3590)
     assert stored(running, await running.authenticate()) == ("remembered", "unchanged", 1)
     assert retired(running) == []
-    clock.seconds = 3600
+    clock.lapse(10)
     assert told(running, await running.authenticate()) == (401, "verify_account", "secret_mismatch")
     assert stored(running, await running.authenticate("new")) == ("remembered", "unchanged", 2)
+    clock.lapse(DAY - 10)
+    await a_few_sweeps()
+    assert retired(running) == []
+    clock.lapse(10)
     await until(lambda: retired(running) == [1], seconds=1)
     assert [secret.version for secret in running.desk.show(ACCOUNT)[1]] == [2]
     check_log(running)
@@ -261,7 +261,7 @@ async def test_overlap_that_ended_while_no_service_ran_is_retired_at_the_next_st
     await running.desk.rotate(ACCOUNT, "new", overlap_seconds=60)
     await running.service.stop()
     clock = Clock()
-    clock.seconds = 60
+    clock.lapse(DAY + 60)
     running = await start(clock=clock)
     await until(lambda: retired(running) == [1], seconds=1)
     assert stored(running, await running.authenticate("new")) == ("hashed", "unchanged", 2)
