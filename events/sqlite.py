@@ -751,7 +751,7 @@ class SqliteReader:
         return KeyRow(*rows[0]) if rows else None
 
     def live_keys(self, before: int) -> list[KeyRow]:
-        """The keys that verify, the oldest first; of the retired ones those that signed, if published beyond `before`."""
+        """The keys that verify, the oldest first; of the retired ones those that signed, if published past `before`."""
         rows = self._rows(
             f"SELECT {_KEY_COLUMNS} FROM signing_keys"
             " WHERE state IN ('published', 'active')"
