@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -478,6 +478,15 @@ PAGE = 5000  # rows; at about 400 bytes each a page is 2 MB, and read in a few m
 
 LogRow = tuple[int, bytes, bytes | None, bytes | None]
 """`seq`, `body`, and the columns `request_id` and `account` of one event."""
+
+
+def tidy(path: Path) -> None:
+    """Remove the `-wal` and `-shm` beside `path` if nobody has it open: a reader that closes last leaves them."""
+    if not path.with_name(f"{path.name}-wal").exists():
+        return
+    sqlite = find_sqlite()
+    with suppress(sqlite.Error):  # whoever may not write leaves them to those who may
+        _connect(sqlite, path, "mode=rw", 0.0, lambda connection: connection.execute(_SIZE)).close()
 
 
 class SqliteReader:

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from service.commands import accounts, config, keys, proofs, replay, serve
+from service.commands import accounts, config, init, keys, proofs, replay, serve
 from service.commands.console import ConfigOption, Exit, root, say
 
 
@@ -36,6 +36,7 @@ app = typer.Typer(
     callback=_root,
 )
 app.command("serve")(serve.command)
+app.command("init")(init.command)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
 replay.app.add_typer(proofs.app)

@@ -28,7 +28,7 @@ from events.sqlite import SqliteReader
 from events.stores import SqliteProcess
 from service import contract, docs, logs, openapi
 from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accounts, forget_revocations, retire_expired
-from service.checkpoints import Anchor, check, lock, prepare
+from service.checkpoints import Anchor, lock, prepare
 from service.clock import Clock, ClockWatch, wall_clock
 from service.config import Settings
 from service.connection import Server
@@ -105,8 +105,6 @@ async def _log(app: web.Application) -> AsyncIterator[None]:
     signer = await prepare(settings)
     reader = app[READER] = SqliteReader(settings.database)
     try:
-        if reader.size():
-            check(settings, signer.verifier, reader)
         async for _ in _open_log(app, signer):
             yield
     finally:

@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from events.batch import Outcome, StoreError, Write
@@ -65,19 +65,20 @@ def _locked(descriptor: int) -> bool:
 async def prepare(settings: Settings) -> Signer:
     """Lay what there has to be before the first event: the schema, the log's key, a checkpoint of nothing.
 
-    Raises `StoreError`, `KeyFileError`, `OriginDiffers`, and `RolledBack` for an empty log that was not always.
+    A log that has events is compared with its checkpoint. Raises what `check` does, and `StoreError`, `KeyFileError`,
+    `OriginDiffers`.
     """
     store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
     await store.open()
     try:
-        reader = SqliteReader(settings.database)
-        try:
+        # Closed before the store is: the last to close removes the write-ahead log, which a reader cannot.
+        with closing(SqliteReader(settings.database)) as reader:
             empty = reader.size() == 0
-        finally:
-            reader.close()  # before the store does: the last to close tidies up, which a reader cannot
+            signer = log_signer(settings.keys_directory, settings.audit.origin, create=empty)
+            if not empty:
+                check(settings, signer.verifier, reader)
     finally:
         await store.close()
-    signer = log_signer(settings.keys_directory, settings.audit.origin, create=empty)
     if empty:
         found = None
         with suppress(CheckpointError, UnicodeDecodeError, OSError):

@@ -10,13 +10,9 @@ from typing import Annotated
 
 import typer
 
-from events.batch import StoreError
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable
 from events.sqlite import AccountRow, SqliteReader
-from events.stores import SqliteStore
 from service.accounts import AccountDesk, AccountExists, NoSuchAccount, NothingToChange
-from service.checkpoints import RolledBack, prepare
 from service.clock import wall_clock
 from service.commands.console import (
     ConfigOption,
@@ -26,11 +22,11 @@ from service.commands.console import (
     Row,
     fail,
     say,
-    settings,
     write_rows,
 )
+from service.commands.session import appending, exit_codes, log_of, store_settings
 from service.config import LONGEST, Settings, format_duration, parse_duration
-from service.keys import KeyFileError, OriginDiffers, secrets_key
+from service.keys import secrets_key
 from service.model import HashFailed, Role
 from service.stages.validate import MAX_SECRET_BYTES
 from service.verifier import HashParameters, SecretHasher
@@ -80,7 +76,7 @@ def add(
     config: ConfigOption = None,
 ) -> None:
     """Create an account and print its id."""
-    chosen = settings(context, config)
+    chosen = store_settings(context, config)
     name = account or secrets.token_hex(12)
     window = chosen.accounts.claim_window_seconds if claim_window is None else claim_window
     secret = _secret() if secret_stdin else None
@@ -88,7 +84,7 @@ def add(
     async def run(desk: AccountDesk) -> None:
         await desk.add(name, claim_window_seconds=window, secret=secret, role=role)
 
-    _at_the_desk(chosen, run, hashes=secret_stdin, create=True)
+    _at_the_desk(chosen, run, hashes=secret_stdin)
     print(name)
     if secret is None and window:
         say(f"Whoever comes first with a secret of their own, within {format_duration(window)}, owns this account.")
@@ -99,11 +95,8 @@ def add(
 @app.command("list")
 def list_(context: typer.Context, config: ConfigOption = None, format: FormatOption = Format.TABLE) -> None:
     """Every account, one a row."""
-    reader = _reader(settings(context, config))
-    try:
+    with log_of(store_settings(context, config)) as reader:
         write_rows((_row(account) for account in _accounts(reader)), COLUMNS, format)
-    except StoreError as error:
-        fail(Exit.UNREADABLE, str(error))
 
 
 @app.command()
@@ -111,11 +104,8 @@ def show(
     context: typer.Context, account: Account, config: ConfigOption = None, format: FormatOption = Format.TABLE
 ) -> None:
     """One account, and the state of each secret it has; never the secret."""
-    reader = _reader(settings(context, config))
-    try:
+    with log_of(store_settings(context, config)) as reader:
         found = reader.account_secrets(account)
-    except StoreError as error:
-        fail(Exit.UNREADABLE, str(error))
     if found is None:
         fail(Exit.NOT_FOUND, f"there is no account {account}")
     row, stored = found
@@ -143,14 +133,14 @@ def show(
 @app.command()
 def suspend(context: typer.Context, account: Account, config: ConfigOption = None) -> None:
     """Refuse the account from its next request on."""
-    _at_the_desk(settings(context, config), lambda desk: desk.suspend(account))
+    _at_the_desk(store_settings(context, config), lambda desk: desk.suspend(account))
     say(f"{account} is suspended.")
 
 
 @app.command()
 def resume(context: typer.Context, account: Account, config: ConfigOption = None) -> None:
     """Let a suspended account in again."""
-    _at_the_desk(settings(context, config), lambda desk: desk.resume(account))
+    _at_the_desk(store_settings(context, config), lambda desk: desk.resume(account))
     say(f"{account} is active.")
 
 
@@ -174,7 +164,7 @@ def rotate(
         version = await desk.rotate(account, secret, overlap_seconds=overlap or 0.0)
         say(f"{account} has secret {version}.")
 
-    _at_the_desk(settings(context, config), run, hashes=True)
+    _at_the_desk(store_settings(context, config), run, hashes=True)
 
 
 @app.command("revoke-tokens")
@@ -193,7 +183,7 @@ def revoke_tokens(
         whose = account if user is None else f"user {user} of {account}"
         say(f"Every token granted to {whose} before now is revoked.")
 
-    _at_the_desk(settings(context, config), run)
+    _at_the_desk(store_settings(context, config), run)
 
 
 def _secret() -> str:
@@ -208,13 +198,6 @@ def _secret() -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         fail(Exit.USAGE, "the secret is not UTF-8")
-
-
-def _reader(chosen: Settings) -> SqliteReader:
-    try:
-        return SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-    except StoreError as error:
-        fail(Exit.UNREADABLE, str(error))
 
 
 def _accounts(reader: SqliteReader) -> Iterator[AccountRow]:
@@ -250,27 +233,17 @@ def _hasher(chosen: Settings, reader: SqliteReader) -> SecretHasher:
     return SecretHasher(key, HashParameters(*chosen.secrets.costs))
 
 
-def _at_the_desk(
-    chosen: Settings, work: Callable[[AccountDesk], Awaitable[None]], *, hashes: bool = False, create: bool = False
-) -> None:
+def _at_the_desk(chosen: Settings, work: Callable[[AccountDesk], Awaitable[None]], *, hashes: bool = False) -> None:
     """Do `work` on the live store; ends the command where it cannot be done."""
 
     async def run() -> None:
-        if create:
-            chosen.storage.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            await prepare(chosen)
-        store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-        log = EventLog(store, wall_clock)
-        await log.start(owns_attempts=False)
-        try:
-            reader = _reader(chosen)
+        async with appending(chosen) as (log, reader):
             hasher = _hasher(chosen, reader) if hashes else None
             await work(AccountDesk(log, reader, wall_clock, hasher))
-        finally:
-            await log.stop()
 
     try:
-        asyncio.run(run())
+        with exit_codes(chosen):
+            asyncio.run(run())
     except NoSuchAccount:
         fail(Exit.NOT_FOUND, "there is no such account")
     except AccountExists:
@@ -279,13 +252,3 @@ def _at_the_desk(
         fail(Exit.USAGE, f"the account {error}")
     except HashFailed:
         fail(Exit.USAGE, "Argon2 cannot hash with the configured secrets.memory_kib")
-    except OriginDiffers as error:
-        fail(Exit.USAGE, str(error))
-    except RolledBack as error:
-        fail(Exit.BROKEN, str(error))
-    except (StoreError, KeyFileError) as error:
-        fail(Exit.UNREADABLE, str(error))
-    except OSError as error:
-        fail(Exit.UNREADABLE, f"cannot open {chosen.storage.directory}: {error.strerror}")
-    except LogUnavailable:
-        fail(Exit.UNREADABLE, f"cannot write {chosen.database}")

@@ -10,11 +10,7 @@ from typing import Annotated
 
 import typer
 
-from events.batch import StoreError
 from events.codec import timestamp
-from events.log import EventLog, LogUnavailable
-from events.sqlite import SqliteReader
-from events.stores import SqliteStore
 from service.accounts import operator
 from service.clock import wall_clock
 from service.commands.console import (
@@ -26,11 +22,10 @@ from service.commands.console import (
     fail,
     key_row,
     say,
-    settings,
     write_rows,
 )
+from service.commands.session import appending, exit_codes, log_of, store_settings
 from service.config import Settings
-from service.keys import KeyFileError
 from service.rotation import KeyDesk, KeyRefused, NoSuchKey
 
 app = typer.Typer(help="List, create, activate and retire signing keys.", no_args_is_help=True)
@@ -52,15 +47,9 @@ class Algorithm(StrEnum):
 @app.command("list")
 def list_(context: typer.Context, config: ConfigOption = None, format: FormatOption = Format.TABLE) -> None:
     """Every key there ever was, the oldest first."""
-    chosen = settings(context, config)
-    try:
-        reader = SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-        try:
-            keys = reader.signing_keys()
-        finally:
-            reader.close()
-    except StoreError as error:
-        fail(Exit.UNREADABLE, str(error))
+    chosen = store_settings(context, config)
+    with log_of(chosen) as reader:
+        keys = reader.signing_keys()
     write_rows((key_row(key) for key in keys), KEY_COLUMNS, format)
     if any(key.alg == "HS256" for key in keys):
         say(UNPUBLISHED)
@@ -75,7 +64,7 @@ def create(
     config: ConfigOption = None,
 ) -> None:
     """Make a key, publish it and print its kid; it does not sign yet."""
-    chosen = settings(context, config)
+    chosen = store_settings(context, config)
 
     async def run(desk: KeyDesk) -> None:
         key = await desk.create(algorithm)
@@ -94,7 +83,7 @@ def activate(context: typer.Context, kid: Kid, config: ConfigOption = None) -> N
         await desk.activate(kid)
         say(f"{kid} signs.")
 
-    _at_the_desk(settings(context, config), run)
+    _at_the_desk(store_settings(context, config), run)
 
 
 @app.command(context_settings=KID_SETTINGS)
@@ -117,36 +106,24 @@ def retire(
             say(f"{successor.kid} signs.")
         say(f"{kid} is withdrawn.")
 
-    _at_the_desk(settings(context, config), run)
+    _at_the_desk(store_settings(context, config), run)
 
 
 def _at_the_desk(chosen: Settings, work: Callable[[KeyDesk], Awaitable[None]]) -> None:
     """Do `work` on the live store; ends the command where it cannot be done."""
 
     async def run() -> None:
-        store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-        log = EventLog(store, wall_clock)
-        await log.start(owns_attempts=False)
-        try:
-            reader = SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+        async with appending(chosen) as (log, reader):
             tokens = chosen.tokens
             desk = KeyDesk(
                 log, reader, wall_clock, chosen.keys_directory, tokens.algorithm, tokens.ttl_seconds, operator()
             )
-            try:
-                await work(desk)
-            finally:
-                reader.close()
-        finally:
-            await log.stop()
+            await work(desk)
 
     try:
-        asyncio.run(run())
+        with exit_codes(chosen):
+            asyncio.run(run())
     except NoSuchKey:
         fail(Exit.NOT_FOUND, "there is no such key")
     except KeyRefused as error:
         fail(Exit.USAGE, f"the key {error}")
-    except (StoreError, KeyFileError) as error:
-        fail(Exit.UNREADABLE, str(error))
-    except LogUnavailable:
-        fail(Exit.UNREADABLE, f"cannot write {chosen.database}")

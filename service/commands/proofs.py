@@ -12,21 +12,21 @@ from typing import Annotated
 
 import typer
 
-from events.batch import StoreError
 from events.checkpoint import CheckpointError, Proof, parse
 from events.codec import timestamp, type_of
-from events.log import EventLog, LogUnavailable
+from events.log import EventLog
 from events.merkle import inclusion_proof
 from events.records import TERMINAL, AuditRollbackAccepted
-from events.sqlite import BrokenTree, SqliteReader
+from events.sqlite import SqliteReader
 from events.stores import SqliteStore
 from service.accounts import operator
 from service.checkpoints import Anchor, DirectoryInUse, RolledBack, check, lock, read_checkpoint
 from service.clock import wall_clock
-from service.commands.console import ConfigOption, Exit, VkeyOption, fail, say, settings
-from service.commands.replay import log_of, own_verifier, request_id_of, rows_of, write_file
+from service.commands.console import ConfigOption, Exit, VkeyOption, fail, say
+from service.commands.replay import own_verifier, request_id_of, rows_of, write_file
+from service.commands.session import log_of, store_settings
 from service.config import Settings
-from service.keys import KeyFileError, OriginDiffers, log_signer
+from service.keys import log_signer
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ MAX_REASON_BYTES = 1024  # an event has to fit into an entry of the tiles
 @app.command("checkpoint")
 def checkpoint_(context: typer.Context, config: ConfigOption = None) -> None:
     """Print the newest signed checkpoint."""
-    with log_of(settings(context, config)) as reader:
+    with log_of(store_settings(context, config)) as reader:
         note = reader.newest_checkpoint()
     if note is None:
         fail(Exit.NOT_FOUND, "no checkpoint was signed yet")
@@ -47,7 +47,7 @@ def checkpoint_(context: typer.Context, config: ConfigOption = None) -> None:
 @app.command()
 def vkey(context: typer.Context, config: ConfigOption = None) -> None:
     """Print the key that verifies the log's checkpoints and proofs."""
-    print(own_verifier(settings(context, config)))
+    print(own_verifier(store_settings(context, config)))
 
 
 # -- proofs ---------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def prove(
     config: ConfigOption = None,
 ) -> None:
     """A proof that the request's last event is on record, for `check-proof` and whoever else reads C2SP tlog-proofs."""
-    chosen = settings(context, config)
+    chosen = store_settings(context, config)
     wanted = request_id_of(request_id)
     with log_of(chosen) as reader:
         rows, _ = rows_of(reader, wanted)
@@ -99,27 +99,18 @@ def _covering(chosen: Settings, reader: SqliteReader, size: int) -> str:
 
 async def _sign(chosen: Settings, reader: SqliteReader, *events: AuditRollbackAccepted) -> None:
     """Put events on record, and sign a checkpoint of all there is; for the one that has the lock."""
+    signer = log_signer(chosen.keys_directory, chosen.audit.origin, create=False)
+    if not events:
+        check(chosen, signer.verifier, reader)
+    store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+    log = EventLog(store, wall_clock)
+    await log.start(owns_attempts=False)
     try:
-        signer = log_signer(chosen.keys_directory, chosen.audit.origin, create=False)
-        if not events:
-            check(chosen, signer.verifier, reader)
-        store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-        log = EventLog(store, wall_clock)
-        await log.start(owns_attempts=False)
-        try:
-            if events:
-                await log.commit(events)
-            await Anchor(chosen, signer, log, reader).sign()
-        finally:
-            await log.stop()
-    except (RolledBack, BrokenTree) as error:
-        fail(Exit.BROKEN, str(error))
-    except OriginDiffers as error:
-        fail(Exit.USAGE, str(error))
-    except (StoreError, KeyFileError) as error:
-        fail(Exit.UNREADABLE, str(error))
-    except LogUnavailable:
-        fail(Exit.UNREADABLE, f"cannot write {chosen.database}")
+        if events:
+            await log.commit(events)
+        await Anchor(chosen, signer, log, reader).sign()
+    finally:
+        await log.stop()
 
 
 @app.command("check-proof")
@@ -173,12 +164,9 @@ def accept_rollback(
     config: ConfigOption = None,
 ) -> None:
     """Go on with a log that was restored from a backup on purpose; what it has lost is abandoned, on record."""
-    chosen = settings(context, config)
-    try:
-        with log_of(chosen) as reader, lock(chosen.storage.directory):
-            _accept(chosen, reader, reason)
-    except DirectoryInUse as error:
-        fail(Exit.USAGE, str(error))
+    chosen = store_settings(context, config)
+    with log_of(chosen) as reader, lock(chosen.storage.directory):
+        _accept(chosen, reader, reason)
 
 
 def _accept(chosen: Settings, reader: SqliteReader, reason: str) -> None:

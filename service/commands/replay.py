@@ -29,11 +29,10 @@ from events.checkpoint import CheckpointError, Verifier, parse
 from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
-from events.log import EventLog, LogUnavailable
+from events.log import LogUnavailable
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported, AuthRequested
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
-from events.sqlite import PAGE, BrokenTree, SqliteReader
-from events.stores import SqliteStore
+from events.sqlite import PAGE, SqliteReader
 from events.verify import Given, Report, verify, verify_tiles
 from service.accounts import operator
 from service.clock import wall_clock
@@ -51,9 +50,9 @@ from service.commands.console import (
     key_row,
     root,
     say,
-    settings,
     write_rows,
 )
+from service.commands.session import appending, broken, log_of, store_settings
 from service.config import Settings, parse_duration
 from service.contract import REASONS
 from service.keys import KeyFileError, log_verifier
@@ -132,7 +131,7 @@ def explain_(
     format: FormatOption = Format.TABLE,
 ) -> None:
     """What became of one request, and why: a sentence and a timeline. Several with one caller's id: a row each."""
-    with log_of(settings(context, config)) as reader:
+    with log_of(store_settings(context, config)) as reader:
         attempts = _attempts(reader, request_id)
         first = list(islice(attempts, 2))
         if len(first) > 1:
@@ -293,7 +292,7 @@ def list_(
         until=None if until is None else timestamp(until),
     )
     columns = EVENT_COLUMNS if type else ATTEMPT_COLUMNS
-    with log_of(settings(context, config)) as reader:
+    with log_of(store_settings(context, config)) as reader:
         end = reader.size()
         events = wanted.select(_forward(reader, 0, end, _indexed(wanted)))
         if limit is not None:
@@ -374,7 +373,7 @@ def verify_(
             fail(Exit.USAGE, "--tiles needs the --vkey that you trust: a directory cannot vouch for itself")
         report = _verified_tiles(tiles, vkey, given)
     else:
-        report = _verified(settings(context, config), vkey, given)
+        report = _verified(store_settings(context, config), vkey, given)
     attempts, open_attempts = report.replay.attempts, list(report.replay.open)
     if format is Format.JSON:
         _print_json(
@@ -497,7 +496,7 @@ def state(
 ) -> None:
     """Accounts, keys and counts, rebuilt from events alone; without --at also compared with the tables."""
     fault = None
-    with log_of(settings(context, config)) as reader:
+    with log_of(store_settings(context, config)) as reader:
         if at is not None:
             replay = _replay_until(reader, timestamp(at))
         else:
@@ -595,7 +594,7 @@ def export(
     """Every event there is now, byte for byte; that it left goes on record."""
     if (format is ExportFormat.TILES) is (directory is None) or (directory and output):
         fail(Exit.USAGE, "--format tiles needs a DIRECTORY, and the others take --output FILE or go to stdout")
-    chosen = settings(context, config)
+    chosen = store_settings(context, config)
     with log_of(chosen) as reader:
         if directory is not None:
             size = _export_tiles(reader, directory)
@@ -643,37 +642,11 @@ def write_file(output: Path, lines: Iterable[bytes]) -> None:
 
 
 async def put_on_record(chosen: Settings, event: AuditExported) -> None:
-    store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-    log = EventLog(store, wall_clock)
-    await log.start(owns_attempts=False)
-    try:
+    async with appending(chosen) as (log, _):
         await log.commit([event])
-    finally:
-        await log.stop()
 
 
 # -- shared ---------------------------------------------------------------------------
-
-
-@contextmanager
-def log_of(chosen: Settings) -> Iterator[SqliteReader]:
-    """The log, open for reading; ends the command where it cannot be read or does not hold."""
-    try:
-        reader = SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
-        try:
-            yield reader
-        finally:
-            reader.close()
-    except BrokenTree as error:
-        fail(Exit.BROKEN, f"the log does not hold: {error}")
-    except StoreError as error:
-        fail(Exit.UNREADABLE, str(error))
-    except Fault as fault:
-        broken(fault)
-
-
-def broken(fault: Fault) -> NoReturn:
-    fail(Exit.BROKEN, f"the log does not hold: {fault}")
 
 
 def _fault_members(fault: Fault | None) -> dict[str, str | int | None] | None:

@@ -7,14 +7,10 @@ from typing import Annotated
 
 import typer
 
-from events.batch import StoreError
-from events.log import LogUnavailable
-from events.sqlite import BrokenTree
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.checkpoints import DirectoryInUse, RolledBack
 from service.commands.console import ConfigOption, Exit, fail, say, settings
+from service.commands.session import exit_codes
 from service.config import Settings
-from service.keys import KeyFileError, OriginDiffers
 
 
 def command(
@@ -34,17 +30,10 @@ def command(
         fail(Exit.USAGE, f"--quickstart lets anybody claim the example account: {chosen.http.host} is not loopback")
     stop_logging = logs.start(chosen.logs.format)
     try:
-        _run(chosen, quickstart)
-    except (CannotListen, DirectoryInUse, OriginDiffers) as error:
+        with exit_codes(chosen):
+            _run(chosen, quickstart)
+    except CannotListen as error:
         fail(Exit.USAGE, str(error))
-    except RolledBack as error:
-        fail(Exit.BROKEN, f"{error}; if a backup was restored on purpose: hubler-auth replay accept-rollback")
-    except BrokenTree as error:
-        fail(Exit.BROKEN, str(error))
-    except (StoreError, KeyFileError) as error:
-        fail(Exit.UNREADABLE, str(error))
-    except LogUnavailable:
-        fail(Exit.UNREADABLE, f"{chosen.database} cannot be written")
     finally:
         stop_logging()
 

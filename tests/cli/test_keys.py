@@ -272,16 +272,6 @@ async def test_bad_usage_is_refused(keys: Keys, running: Running, arguments: lis
     assert keys(*arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["create"], ["activate", UNKNOWN], ["retire", UNKNOWN]], ids=" ".join)
-def test_a_store_that_is_not_there_cannot_be_read_and_is_not_made(
-    keys: Keys, arguments: list[str], tmp_path: Path
-) -> None:
-    result = keys(*arguments)
-    assert result.exit_code == 4
-    assert "auth.db" in result.stderr
-    assert not (tmp_path / "var").exists()
-
-
 async def test_a_log_that_takes_nothing_keeps_the_keys_as_they_are(keys: Keys, running: Running) -> None:
     await running.service.stop()
     execute(running.database, "CREATE TRIGGER full BEFORE INSERT ON log BEGIN SELECT raise(ABORT, 'full'); END")

@@ -91,4 +91,4 @@ def test_a_directory_that_cannot_be_looked_into_cannot_be_read(tmp_path: Path) -
     unreadable = tmp_path / ("a" * 300)
     result = run(unreadable, "replay", "verify")
     assert result.returncode == 4
-    assert result.stderr == f"hubler-auth: cannot open {unreadable / 'checkpoint'}: File name too long\n"
+    assert result.stderr == f"hubler-auth: cannot open {unreadable / 'auth.db'}: File name too long\n"

@@ -518,13 +518,6 @@ COMMANDS = [["explain", rid(1)], ["list"], ["verify"], ["state"], ["export"]]
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
-def test_a_store_that_is_not_there_cannot_be_read(empty: Replay, arguments: list[str]) -> None:
-    result = empty(*arguments)
-    assert (result.exit_code, result.stdout) == (4, "")
-    assert result.stderr == f"hubler-auth: there is no database at {empty.path}\n"
-
-
-@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: arguments[0])
 def test_a_file_that_is_no_database_cannot_be_read(empty: Replay, arguments: list[str]) -> None:
     empty.path.write_text("not a database" * 100)
     result = empty(*arguments)

@@ -63,8 +63,9 @@ class Life:
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
     life = Life(tmp_path_factory.mktemp("life"))
-    add = [sys.executable, "-m", "service", "accounts", "add", ACCOUNT]
-    subprocess.run(add, env=environment(life.directory), check=True, capture_output=True)
+    for command in (["init"], ["accounts", "add", ACCOUNT]):
+        arguments = [sys.executable, "-m", "service", *command]
+        subprocess.run(arguments, env=environment(life.directory), check=True, capture_output=True)
     with serving(life.directory, HTTP__BODY_TIMEOUT="50ms") as served:
         send_everything(life, served.port)
         life.before = life.files()

@@ -1,0 +1,97 @@
+"""What every command on the store shares: which store is meant, opening and closing it, and an exit code an error.
+
+Only `serve` and `init` make a store. Every other command ends where there is none, and leaves nothing behind.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from events.batch import StoreError
+from events.log import EventLog, LogUnavailable
+from events.replay import Fault
+from events.sqlite import BrokenTree, SqliteReader, tidy
+from events.stores import SqliteStore
+from service.checkpoints import DirectoryInUse, RolledBack
+from service.clock import wall_clock
+from service.commands.console import Exit, fail, settings
+from service.config import Settings
+from service.keys import KeyFileError, OriginDiffers
+
+
+def store_settings(context: typer.Context, file: Path | None) -> Settings:
+    """The configuration of a command on a store that is there; ends the command where there is none."""
+    chosen = settings(context, file)
+    try:
+        is_there = chosen.database.is_file()
+    except OSError as error:
+        fail(Exit.UNREADABLE, f"cannot open {chosen.database}: {error.strerror}")
+    if not is_there:
+        fail(
+            Exit.UNREADABLE,
+            f"there is no store in {chosen.storage.directory}. If it is elsewhere, set storage.directory;"
+            " to make one, run `hubler-auth init` or `hubler-auth serve`",
+        )
+    return chosen
+
+
+@contextmanager
+def exit_codes(chosen: Settings) -> Iterator[None]:
+    """End the command, with a sentence and the code of its kind, where the store or its keys cannot be used."""
+    try:
+        yield
+    except BrokenTree as error:
+        fail(Exit.BROKEN, f"the log does not hold: {error}")
+    except Fault as fault:
+        broken(fault)
+    except RolledBack as error:
+        fail(Exit.BROKEN, f"{error}; if a backup was restored on purpose: hubler-auth replay accept-rollback")
+    except (DirectoryInUse, OriginDiffers) as error:
+        fail(Exit.USAGE, str(error))
+    except (StoreError, KeyFileError) as error:
+        fail(Exit.UNREADABLE, str(error))
+    except LogUnavailable:
+        fail(Exit.UNREADABLE, f"cannot write {chosen.database}")
+
+
+def broken(fault: Fault) -> NoReturn:
+    """End the command with the first event that does not hold."""
+    fail(Exit.BROKEN, f"the log does not hold: {fault}")
+
+
+@contextmanager
+def log_of(chosen: Settings) -> Iterator[SqliteReader]:
+    """The log, open for reading; ends the command where it cannot be read or does not hold."""
+    with exit_codes(chosen), _reading(chosen) as reader:
+        yield reader
+
+
+@contextmanager
+def _reading(chosen: Settings) -> Iterator[SqliteReader]:
+    reader = SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+    try:
+        yield reader
+    finally:
+        reader.close()
+        tidy(chosen.database)
+
+
+@asynccontextmanager
+async def appending(chosen: Settings) -> AsyncIterator[tuple[EventLog, SqliteReader]]:
+    """The live log, to append to and to read. Raises `StoreError`, also where the store was not made whole."""
+    with _reading(chosen) as reader:
+        if reader.size() == 0 and not chosen.checkpoint.exists():
+            # An event now would come before the log's key and its first checkpoint, and then no service starts.
+            raise StoreError(f"the store in {chosen.storage.directory} is not complete: run `hubler-auth init`")
+    store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
+    log = EventLog(store, wall_clock)
+    await log.start(owns_attempts=False)
+    try:
+        # Closed before the store is: the last to close removes the write-ahead log, which a reader cannot.
+        with closing(SqliteReader(chosen.database, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)) as reader:
+            yield log, reader
+    finally:
+        await log.stop()
