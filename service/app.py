@@ -34,6 +34,7 @@ from service.config import Settings
 from service.connection import Server
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
 from service.documents import Document
+from service.forwarded import Clients
 from service.handler import (
     PATHS,
     TOKEN_PATH,
@@ -41,11 +42,13 @@ from service.handler import (
     Endpoint,
     Handler,
     Response,
+    behind_proxies,
     edge,
     expect_continue,
     handler,
     log_fault,
     log_recovery,
+    log_untrusted_forward,
     method_not_allowed,
     token_handler,
     unexpected,
@@ -222,6 +225,8 @@ async def _routes(app: web.Application) -> None:
     tokens = Tokens(known, app[READER], app[ACCOUNTS], deps.profile, leeway_seconds, clock)
     about_tokens = TokenEndpoints(app[LOG], app[ACCOUNTS], tokens, app[OAUTH], clock, timeout)
     endpoints |= {INTROSPECT_PATH: about_tokens.introspect, REVOKE_PATH: about_tokens.revoke}
+    clients = Clients(app[SETTINGS].http.trusted_proxies, app[SETTINGS].http.forwarded_header, log_untrusted_forward)
+    endpoints = {path: behind_proxies(endpoint, clients) for path, endpoint in endpoints.items()}
     app[ENDPOINTS] = endpoints
     for path, endpoint in endpoints.items():
         resource = app.router.add_resource(path)

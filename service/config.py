@@ -8,12 +8,14 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 from attrs import frozen
+
+from service.forwarded import Network, parse_network
 
 ENVIRONMENT_PREFIX = "HUBLER_AUTH__"
 
@@ -98,6 +100,29 @@ def _text(default: str, pattern: str, meaning: str) -> Any:
     return attrs.field(default=default, metadata={"read": read})
 
 
+MAX_NETWORKS = 1000  # some clouds publish a few hundred
+
+
+def _networks() -> Any:
+    def read(value: object) -> tuple[Network, ...]:
+        # The environment has no lists.
+        texts = [text.strip() for text in value.split(",") if value.strip()] if isinstance(value, str) else value
+        try:
+            if not isinstance(texts, list) or len(texts) > MAX_NETWORKS or not all(isinstance(t, str) for t in texts):
+                raise ValueError
+            return tuple(map(parse_network, texts))
+        except ValueError:
+            raise ValueError(
+                f"must be at most {MAX_NETWORKS} networks, with no bits set behind the prefix, such as"
+                ' ["10.0.0.0/8", "2001:db8::1"]; in the environment with commas between: 10.0.0.0/8,2001:db8::1'
+            ) from None
+
+    def show(networks: Sequence[Network]) -> str:
+        return ",".join(map(str, networks))
+
+    return attrs.field(default=(), metadata={"read": read, "show": show})
+
+
 # RFC 3986, and letters beyond ASCII as browsers take them. No user info, no query, no fragment.
 _ISSUER = re.compile(
     r"https?://(?:[\w-]+(?:\.[\w-]+)*\.?|\[([0-9a-f:.]+)\])(?::([0-9]{1,5}))?(?:/(?:[^?#\\%]|%[0-9a-f]{2})*)?",
@@ -141,6 +166,8 @@ class Http:
     shutdown_timeout_seconds: float = _duration("10s", least="1ms", most="10m")
     server_error_status: int = _choice(400, 500, 503)
     account_errors: str = _choice("documented", "uniform")
+    trusted_proxies: tuple[Network, ...] = _networks()
+    forwarded_header: str = _choice("x-forwarded-for", "forwarded")
 
 
 @frozen

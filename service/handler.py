@@ -9,12 +9,12 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 import structlog
@@ -26,6 +26,7 @@ from multidict import CIMultiDictProxy
 from events.batch import StoreError
 from service import contract
 from service.contract import Row
+from service.forwarded import Clients, plain
 from service.model import CLIENT_REQUEST_ID, RawRequest, frozen
 from service.pipeline import Answer, Arrival, Deps, authenticate
 
@@ -141,7 +142,10 @@ Fields = CIMultiDictProxy[str]
 
 
 class Endpoint(Protocol):
-    """What answers a POST at a path of its own. The `body` may still be on its way."""
+    """What answers a POST at a path of its own. The `body` may still be on its way.
+
+    Those of the service are `behind_proxies`: whoever calls one gives the peer's address.
+    """
 
     async def __call__(self, path: str, fields: Fields, client_address: str, body: StreamReader) -> Response: ...
 
@@ -277,6 +281,15 @@ def handler(endpoint: Endpoint) -> Handler:
     return post
 
 
+def behind_proxies(endpoint: Endpoint, clients: Clients) -> Endpoint:
+    """`endpoint`, told the client's address where it is called with the peer's."""
+
+    def post(path: str, fields: Fields, client_address: str, body: StreamReader) -> Coroutine[Any, Any, Response]:
+        return endpoint(path, fields, clients.address(client_address, fields), body)
+
+    return post
+
+
 def edge(routed: Handler, broken: Callable[[str, Exception], Response]) -> Handler:
     """Around all that aiohttp routes: whatever is let through becomes an answer of the contract.
 
@@ -303,8 +316,20 @@ def unexpected(row: Row, fault: Exception, path: str) -> Response:
 
 def refused_by_parser(client_address: str | None, error: BaseException | None) -> Response:
     """The answer to what is no HTTP. The parser's text is dropped: it can quote a body with a secret in it."""
-    structlog.get_logger().warning("http.refused", exception=type(error).__name__, client_address=client_address)
+    peer = client_address and plain(client_address)
+    structlog.get_logger().warning("http.refused", exception=type(error).__name__, client_address=peer)
     return answer(contract.UNPARSABLE, new_request_id(), close=True)
+
+
+def log_untrusted_forward(peer: str, header: str) -> None:
+    """For `Clients`: that the header of a peer is ignored, and what follows from it."""
+    structlog.get_logger().warning(
+        "http.untrusted_forward",
+        client_address=peer,
+        header=header,
+        what=f"{header} is ignored, as http.trusted_proxies does not have {peer}. If that is a proxy, all clients "
+        "behind it share one limit and are recorded under its address: add it to http.trusted_proxies.",
+    )
 
 
 def log_fault(fault: BaseException, **more: str | None) -> None:

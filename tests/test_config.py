@@ -28,6 +28,14 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "http.shutdown_timeout": (["1ms", "10m"], ["0", "11m"]),
     "http.server_error_status": ([400, 500, "503"], [200, 401, "", "400.0", True]),
     "http.account_errors": (["documented", "uniform"], ["Uniform", "", True]),
+    "http.trusted_proxies": (
+        [[], ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1", "::1"], ["::ffff:10.0.0.0/104"]],
+        [
+            *("10.0.0.1/8", "10.0.0.0/33", "a", "10.0.0.0/8,", ",", "fe80::1%eth0", "10.0.0.0-10.0.0.9", True, 5, {}),
+            *([""], [5], [["::1"]], ["10.0.0.0/8,::1"], None),
+        ],
+    ),
+    "http.forwarded_header": (["x-forwarded-for", "forwarded"], ["X-Forwarded-For", "x-real-ip", ""]),
     "storage.directory": (["var", "/tmp/x", "~/x", "ü"], ["", "a\0b", "~nobody-of-that-name/x", "a\udcff", 5]),
     "storage.lock_timeout": (["1ms", "1m"], ["0", "61s"]),
     "tokens.issuer": (
@@ -102,11 +110,12 @@ def test_every_key_has_its_bounds_in_the_table_of_this_test() -> None:
     [pytest.param(key, value, id=f"{key}-{value}") for key, (within, _) in BOUNDS.items() for value in within],
 )
 def test_a_value_within_bounds_is_taken_from_the_file_and_from_the_environment(
-    tmp_path: Path, key: str, value: str | int
+    tmp_path: Path, key: str, value: str | int | list[str]
 ) -> None:
     section, name = key.split(".")
     from_file = load(write(tmp_path, f"[{section}]\n{name} = {json.dumps(value)}"), {})
-    from_environment = load(write(tmp_path, ""), {variable(key): str(value)})
+    spelled = ", ".join(value) if isinstance(value, list) else str(value)
+    from_environment = load(write(tmp_path, ""), {variable(key): spelled})
     assert {row["key"] for row in rows(from_file) if row["source"] != "default"} == {key}
     if key != "storage.directory":  # relative, it counts from the file's folder or from the working directory
         assert from_file == from_environment == load(None, {variable(key): value_of(from_file, key)})
@@ -135,6 +144,13 @@ def test_lanes_that_have_too_little_memory_between_them_are_refused() -> None:
         load(None, {**lanes, "HUBLER_AUTH__SECRETS__MEMORY_KIB": "31"})
     says = "secrets.memory_kib must be at least 32, 8 for each lane (HUBLER_AUTH__SECRETS__PARALLELISM)"
     assert str(refused.value) == says
+
+
+def test_proxies_may_be_named_in_a_thousand_networks(tmp_path: Path) -> None:
+    most = "[http]\ntrusted_proxies = [" + '"::1",' * 1000
+    assert len(load(write(tmp_path, most + "]"), {}).http.trusted_proxies) == 1000
+    with pytest.raises(ConfigError, match="at most 1000 networks"):
+        load(write(tmp_path, most + '"::1"]'), {})
 
 
 def test_keys_that_would_not_be_published_in_time_are_refused() -> None:
