@@ -248,7 +248,7 @@ def _openapi(app: web.Application) -> Document:
     auth = [app[DEPS].answers.row(row.reason) for row in contract.TABLE]
     oauth = [app[OAUTH].row(row.reason) for row in contract.OAUTH]
     described = openapi.describe(app[SETTINGS].issuer, version("hubler-auth"), auth, oauth)
-    return Document(json.dumps(described).encode(), "public, max-age=300")
+    return Document(json.dumps(described).encode(), "public, max-age=300", any_origin=True)
 
 
 class _Runner(web.AppRunner):

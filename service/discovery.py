@@ -29,14 +29,14 @@ class Discovery:
         max_age_seconds = min(LONGEST_MAX_AGE_SECONDS, int(publish_before_seconds) // 4)
         self._cache_control = f"public, max-age={max_age_seconds}"
         self._keys = keys
-        self._jwks = Document(keys.jwks, self._cache_control)
-        self._metadata = Document(json.dumps(metadata(issuer)).encode(), self._cache_control)
+        self._jwks = Document(keys.jwks, self._cache_control, any_origin=True)
+        self._metadata = Document(json.dumps(metadata(issuer)).encode(), self._cache_control, any_origin=True)
         _, slash, path = issuer.partition("://")[2].rstrip("/").partition("/")
         self._issuer_path = unquote(slash + path)
 
     async def jwks(self, request: web.Request) -> web.Response:
         if self._jwks.body is not self._keys.jwks:
-            self._jwks = Document(self._keys.jwks, self._cache_control)
+            self._jwks = Document(self._keys.jwks, self._cache_control, any_origin=True)
         return await self._jwks.get(request)
 
     async def metadata(self, request: web.Request) -> web.Response:

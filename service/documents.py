@@ -12,15 +12,28 @@ from attrs import field, frozen
 from service import contract
 from service.handler import answer, answer_headers, new_request_id
 
+# https://fetch.spec.whatwg.org/#http-cors-protocol: a page of any origin may read it, without credentials.
+ANY_ORIGIN = {"Access-Control-Allow-Origin": "*"}
+PREFLIGHT = {
+    **ANY_ORIGIN,
+    "Access-Control-Allow-Methods": "GET, HEAD",
+    "Access-Control-Allow-Headers": "*",
+    "Access-Control-Max-Age": "86400",
+}
+
 
 @frozen
 class Document:
-    """A body, and what of its headers is its own. RFC 9110: to GET and HEAD alone, 304 to whoever has it already."""
+    """A body, and what of its headers is its own. RFC 9110: to GET and HEAD alone, 304 to whoever has it already.
+
+    With `any_origin` scripts in browsers may read it, whatever page they are from.
+    """
 
     body: bytes = field(repr=False)
     cache_control: str
     content_type: str = "application/json"
     more: Mapping[str, str] = field(factory=dict)
+    any_origin: bool = False
     etag: str = field(init=False)
 
     @etag.default
@@ -29,10 +42,16 @@ class Document:
 
     async def get(self, request: web.Request) -> web.Response:
         request_id = new_request_id()
+        shared = ANY_ORIGIN if self.any_origin else {}
+        if self.any_origin and _is_preflight(request):
+            fields = {**answer_headers(request_id), **PREFLIGHT}
+            del fields["Content-Type"]
+            return web.Response(status=204, headers=fields)
         if request.method not in ("GET", "HEAD"):
-            return answer(contract.ONLY_TO_BE_READ, request_id).of_aiohttp()
+            return answer(contract.ONLY_TO_BE_READ, request_id, beside=shared).of_aiohttp()
         fields = {
             **answer_headers(request_id),
+            **shared,
             "Cache-Control": self.cache_control,
             "Content-Type": self.content_type,
             "ETag": f'"{self.etag}"',
@@ -43,3 +62,8 @@ class Document:
             del fields["Content-Type"]
             return web.Response(status=304, headers=fields)
         return web.Response(body=self.body, headers=fields)
+
+
+def _is_preflight(request: web.Request) -> bool:
+    asks = "Origin" in request.headers and "Access-Control-Request-Method" in request.headers
+    return request.method == "OPTIONS" and asks

@@ -11,6 +11,7 @@ from typing import Any
 from service import contract
 from service.contract import Row
 from service.discovery import JWKS_PATH, METADATA_PATH, metadata
+from service.documents import ANY_ORIGIN, PREFLIGHT
 from service.handler import NO_CACHE, PATHS, TOKEN_PATH, answer, answer_headers
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH
 
@@ -39,13 +40,17 @@ def describe(issuer: str, version: str, auth: Sequence[Row], oauth: Sequence[Row
         "Token": _refusals([*(row for row in oauth if row.reason not in _NO_GRANT), *beside], NO_CACHE),
         "Introspect": _refusals([*(row for row in oauth if row.reason not in _GRANT | _REVOCATION), *beside]),
         "Revoke": _refusals([*(row for row in oauth if row.reason not in _GRANT), *beside]),
-        "Read": _refusals([contract.UNPARSABLE, unexpected, contract.ONLY_TO_BE_READ]),
+        "Read": {
+            **_refusals([contract.UNPARSABLE, unexpected]),
+            **_refusals([contract.ONLY_TO_BE_READ], ANY_ORIGIN),
+        },
     }
     refused = {name: _references(name, found) for name, found in responses.items()}
     head = {status: found for status, found in refused["Read"].items() if status != "405"}
 
     def read(summary: str, schema: Json) -> Json:
-        return {"get": _get(summary, schema, refused["Read"]), "head": _head(summary, head)}
+        preflight = {"204": _ALLOWED, **refused["Read"]}
+        return {"get": _get(summary, schema, refused["Read"]), "head": _head(summary, head), "options": _ask(preflight)}
 
     return {
         "openapi": "3.1.0",
@@ -115,6 +120,24 @@ _IF_NONE_MATCH: Json = {
     "description": "ETags of what the caller has already.",
     "schema": {"type": "string"},
 }
+
+
+_CORS: list[Json] = [
+    {
+        "name": "Origin",
+        "in": "header",
+        "required": True,
+        "description": "The origin of the page.",
+        "schema": {"type": "string"},
+    },
+    {
+        "name": "Access-Control-Request-Method",
+        "in": "header",
+        "required": True,
+        "description": "The method that the page wants to use.",
+        "schema": {"type": "string"},
+    },
+]
 
 
 def _auth(path: str, refused: Json) -> Json:
@@ -253,6 +276,12 @@ def _head(summary: str, refused: Json) -> Json:
     return _read(f"{summary}: the headers alone", {"200": found, "304": _KNOWN, **refused})
 
 
+def _ask(responses: Json) -> Json:
+    """What a browser does by itself."""
+    summary = "Ask whether a page of another origin may read it: a CORS preflight"
+    return {"summary": summary, "tags": ["Documents"], "parameters": _CORS, "responses": responses}
+
+
 def _read(summary: str, responses: Json) -> Json:
     return {"summary": summary, "tags": ["Documents"], "parameters": [_IF_NONE_MATCH], "responses": responses}
 
@@ -318,5 +347,10 @@ def _headers(fields: Mapping[str, str]) -> Json:
     }
 
 
-_OF_DOCUMENTS: Json = {"ETag": {"$ref": "#/components/headers/ETag"}, "Cache-Control": _CACHED}
+_OF_DOCUMENTS: Json = {
+    "ETag": {"$ref": "#/components/headers/ETag"},
+    **_headers(ANY_ORIGIN),
+    "Cache-Control": _CACHED,
+}
+_ALLOWED: Json = {"description": "It may.", "headers": _headers({**answer_headers(""), **PREFLIGHT})}
 _KNOWN: Json = {"description": "The caller has it already.", "headers": _headers(answer_headers("")) | _OF_DOCUMENTS}

@@ -23,7 +23,7 @@ from tests.http.test_oauth_token import MALFORMED
 Json = dict[str, Any]
 
 DESCRIBED = openapi.describe("http://x", "0", TABLE, OAUTH)
-METHODS = ("get", "head", "post")
+METHODS = ("get", "head", "options", "post")
 READ = [path for path, item in DESCRIBED["paths"].items() if "get" in item]
 DOCUMENTED = [
     pytest.param(method, path, status, id=f"{method}-{path}-{status}")
@@ -61,6 +61,7 @@ def check_response(document: Json, response: Json, answer: Answer, *, without_bo
         if header["required"] or name in answer.headers:
             assert Draft202012Validator(header["schema"]).is_valid(answer.headers[name]), name
     not_on_all = {"WWW-Authenticate", "Retry-After", "Allow", "ETag", "Pragma"}
+    not_on_all |= {name for name in answer.headers if name.startswith("Access-Control-")}
     assert set(answer.headers) & not_on_all <= set(response["headers"])
     if without_body or "content" not in response:
         assert answer.body is None
@@ -85,6 +86,9 @@ async def check(running: Running, method: str, path: str, answer: Answer) -> Non
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 AUTH = json.dumps({"account": ACCOUNT, "secret": SECRET}).encode()
 CLIENT = f"client_id={ACCOUNT}&client_secret={SECRET}".encode()
+
+
+CORS = {"Origin": "https://app.example", "Access-Control-Request-Method": "GET"}
 
 
 def good(path: str, token: str = "x") -> tuple[bytes, dict[str, str]]:
@@ -120,6 +124,11 @@ async def unparsable(start: Start, method: str, path: str) -> tuple[Running, Ans
     running = await start()
     (answer,) = answers(await running.raw(f"{method} {path} HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n".encode()))
     return running, answer
+
+
+async def preflight(start: Start, method: str, path: str) -> tuple[Running, Answer]:
+    running = await start()
+    return running, await ask(running, method, path, headers=CORS)
 
 
 async def another_secret(start: Start, method: str, path: str) -> tuple[Running, Answer]:
@@ -160,7 +169,13 @@ TO_POST: dict[str, Get] = {
     "415": another_type,
     "503": too_many,
 }
-TO_READ: dict[str, Get] = {"200": read, "304": known, "400": unparsable, "405": another_method}
+TO_READ: dict[str, Get] = {
+    "200": read,
+    "204": preflight,
+    "304": known,
+    "400": unparsable,
+    "405": another_method,
+}
 
 
 @pytest.mark.parametrize(("method", "path", "status"), DOCUMENTED)
@@ -338,7 +353,38 @@ async def test_a_document_is_read_and_cached_and_not_on_record(
         refusal = await ask(running, method, path)
         assert (refusal.status, refusal.headers["Allow"]) == (405, "GET, HEAD")
         assert refusal.body == {"error": "Validation", "error_description": "The method must be GET or HEAD."}
+        assert refusal.headers.get("Access-Control-Allow-Origin") == ("*" if path == openapi.PATH else None)
     assert len(running.events()) == before
+
+
+@pytest.mark.parametrize("path", READ)
+async def test_a_page_of_any_origin_may_read_what_anybody_may_know(running: Running, path: str) -> None:
+    tag = (await ask(running, "GET", path)).headers["ETag"]
+    for method in ("GET", "HEAD", "POST", "OPTIONS"):
+        for more in ({}, {"Origin": "https://app.example"}, {"If-None-Match": tag}):
+            assert (await ask(running, method, path, headers=more)).headers["Access-Control-Allow-Origin"] == "*"
+    answer = await ask(running, "OPTIONS", path, headers={**CORS, "Access-Control-Request-Headers": "if-none-match"})
+    assert (answer.status, answer.body) == (204, None)
+    allowed = {name: value for name, value in answer.headers.items() if name.startswith("Access-Control-Allow-")}
+    assert allowed == {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "GET, HEAD",
+        "Access-Control-Allow-Headers": "*",
+    }
+    for name in CORS:
+        assert (await ask(running, "OPTIONS", path, headers={name: CORS[name]})).status == 405
+
+
+async def test_no_page_of_another_origin_may_use_what_takes_a_secret(running: Running) -> None:
+    await running.add(secret=SECRET)
+    for path in (*PATHS, "/oauth/token", "/introspect", "/revoke", docs.PAGE_PATH, "/nothing"):
+        requested = {**CORS, "Access-Control-Request-Method": "POST"}
+        preflight = await ask(running, "OPTIONS", path, headers=requested)
+        data, headers = good(path)
+        answer = await ask(running, "POST", path, data, {**headers, "Origin": CORS["Origin"]})
+        assert preflight.status == (404 if path == "/nothing" else 405)
+        for found in (preflight, answer):
+            assert not [name for name in found.headers if name.startswith("Access-Control-")]
 
 
 async def test_the_page_is_made_of_what_the_service_has_and_may_load_nothing_else(running: Running) -> None:
