@@ -1,5 +1,9 @@
 """The command line: `hubler-auth`, also `python -m service`."""
 
+from service import interrupt
+
+# isort: split
+
 import os
 import sys
 from importlib.metadata import version
@@ -25,6 +29,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    interrupt.raise_it()
     root(context, config)
 
 
@@ -42,12 +47,15 @@ app.add_typer(keys.app, name="keys")
 replay.app.add_typer(proofs.app)
 app.add_typer(replay.app, name="replay")
 app.add_typer(config.app, name="config")
+interrupt.raise_it()  # whoever imports this for something else has an answer of their own
 
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
+    interrupt.end_at_once()
     _open_standard_streams()
     code = _run()
+    interrupt.end_at_once()
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from service import interrupt
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
 from service.commands.console import ConfigOption, Exit, fail, say, settings
 from service.commands.session import exit_codes
@@ -21,6 +22,7 @@ def command(
     config: ConfigOption = None,
 ) -> None:
     """Run the service until Ctrl-C, SIGTERM or SIGHUP."""
+    interrupt.end_at_once()  # until the event loop has a handler of its own
     # The web framework takes longer to import than most commands take in all, and this one alone needs it.
     from service import logs
     from service.app import CannotListen
