@@ -62,6 +62,7 @@ def main() -> None:
         pass
     except OSError as error:
         code = code or _unforeseen(error)
+    interrupt.ignore()
     # The interpreter's own flushes at exit may not complain either, of what nobody takes.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -21,6 +21,11 @@ def end_at_once() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+def ignore() -> None:
+    """From now on nothing comes of it: all is done and said, and the interpreter takes a moment to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def raise_it() -> None:
     """From now on SIGINT raises `KeyboardInterrupt`, as ever: a command tidies up, and typer ends it with `CODE`."""
     if signal.getsignal(signal.SIGINT) is _end:

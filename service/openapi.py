@@ -88,7 +88,9 @@ _DESCRIPTION = """\
 A request is answered when what it led to is on disk. Every answer has `X-Request-ID`, under which it is on record.
 Query strings are never read. What is no HTTP at all is answered 400, whatever it was meant to be."""
 
-_BASIC = "The account as user name, its secret as password, each form-encoded: RFC 6749, section 2.3.1."
+_BASIC = """\
+The account as user name, its secret as password, each form-encoded: RFC 6749, section 2.3.1.
+What has other letters than ASCII was not form-encoded, and is read as UTF-8 as it stands: RFC 7617."""
 
 _OBJECT_ID = {"type": "string", "pattern": "^[0-9a-fA-F]{24}$", "examples": ["5723073937d63a18396a1bae"]}
 _NO_OBJECT_ID = {"type": ["string", "null"], "pattern": "^([0-9a-fA-F]{24})?$"}
@@ -208,7 +210,7 @@ def _revoke(refused: Json) -> Json:
 
 
 _TOKEN: tuple[Json, Json] = (
-    {"token": {"type": "string", "minLength": 1}},
+    {"token": {"type": "string", "minLength": 1, "description": "White space around it is dropped."}},
     {"token_type_hint": {"type": "string", "description": "Not looked at."}},
 )
 

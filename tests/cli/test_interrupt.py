@@ -80,6 +80,13 @@ def test_a_command_that_is_interrupted_while_it_waits_ends_without_a_word(tmp_pa
     assert not (tmp_path / "var").exists()
 
 
+def test_a_command_that_is_done_has_its_own_code_whatever_comes(tmp_path: Path) -> None:
+    with started(tmp_path / "var", "config", "show") as process:
+        assert process.stdout is not None
+        assert "storage.directory" in process.stdout.read()  # to the end, from where on it only goes away
+        assert interrupted(process) == (0, "")
+
+
 @pytest.mark.parametrize("file", ["lock", "auth.db", "keys/secrets.key"])
 def test_a_service_that_is_interrupted_before_it_is_ready_stops_as_ever(tmp_path: Path, file: str) -> None:
     with started(tmp_path / "var", "serve") as process:
