@@ -105,22 +105,28 @@ MAX_NETWORKS = 1000  # some clouds publish a few hundred
 
 def _networks() -> Any:
     def read(value: object) -> tuple[Network, ...]:
-        # The environment has no lists.
-        texts = [text.strip() for text in value.split(",") if value.strip()] if isinstance(value, str) else value
         try:
+            texts = _listed(value) if isinstance(value, str) else value
             if not isinstance(texts, list) or len(texts) > MAX_NETWORKS or not all(isinstance(t, str) for t in texts):
                 raise ValueError
             return tuple(map(parse_network, texts))
         except ValueError:
             raise ValueError(
                 f"must be at most {MAX_NETWORKS} networks, with no bits set behind the prefix, such as"
-                ' ["10.0.0.0/8", "2001:db8::1"]; in the environment with commas between: 10.0.0.0/8,2001:db8::1'
+                ' ["10.0.0.0/8", "2001:db8::1"]; in the environment also 10.0.0.0/8,2001:db8::1'
             ) from None
 
     def show(networks: Sequence[Network]) -> str:
         return ",".join(map(str, networks))
 
     return attrs.field(default=(), metadata={"read": read, "show": show})
+
+
+def _listed(text: str) -> object:
+    """A list as the environment spells it: as TOML does, or with commas alone. Raises `ValueError`."""
+    if text.startswith("["):
+        return tomllib.loads(f"list = {text}")["list"]
+    return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
 # RFC 3986, and letters beyond ASCII as browsers take them. No user info, no query, no fragment.

@@ -32,7 +32,7 @@ BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
         [[], ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1", "::1"], ["::ffff:10.0.0.0/104"]],
         [
             *("10.0.0.1/8", "10.0.0.0/33", "a", "10.0.0.0/8,", ",", "fe80::1%eth0", "10.0.0.0-10.0.0.9", True, 5, {}),
-            *([""], [5], [["::1"]], ["10.0.0.0/8,::1"], None),
+            *([""], [5], [["::1"]], ["10.0.0.0/8,::1"], None, "[", '["::1"', "[::1]", "[5]", "[[]]"),
         ],
     ),
     "http.forwarded_header": (["x-forwarded-for", "forwarded"], ["X-Forwarded-For", "x-real-ip", ""]),
@@ -144,6 +144,12 @@ def test_lanes_that_have_too_little_memory_between_them_are_refused() -> None:
         load(None, {**lanes, "HUBLER_AUTH__SECRETS__MEMORY_KIB": "31"})
     says = "secrets.memory_kib must be at least 32, 8 for each lane (HUBLER_AUTH__SECRETS__PARALLELISM)"
     assert str(refused.value) == says
+
+
+def test_a_list_may_be_spelled_in_the_environment_as_in_the_file() -> None:
+    for spelled in ('["10.0.0.0/8", "::1"]', "10.0.0.0/8,::1", " 10.0.0.0/8 , ::1 "):
+        found = load(None, {"HUBLER_AUTH__HTTP__TRUSTED_PROXIES": spelled})
+        assert value_of(found, "http.trusted_proxies") == "10.0.0.0/8,::1/128"
 
 
 def test_proxies_may_be_named_in_a_thousand_networks(tmp_path: Path) -> None:
