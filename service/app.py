@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import cast
@@ -54,8 +54,8 @@ from service.handler import (
     unexpected,
 )
 from service.jws import KeyRing, load_signing_key, signed
-from service.keys import secrets_key
-from service.model import TokenProfile
+from service.keys import KeyFileError, secrets_key
+from service.model import NoActiveKey, TokenProfile
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.periodic import Periodic
 from service.pipeline import Deps
@@ -159,10 +159,13 @@ async def _keys(app: web.Application) -> AsyncIterator[None]:
             raise StoreError(f"cannot write the signing key's row in {settings.database}") from None
     ring = app[KEYS] = KeyRing(key)
     schedule = Schedule(settings.keys.rotate_every_seconds, settings.keys.publish_before_seconds)
-    rotation = Rotation(desk, ring, reader, app[CLOCK_WATCH], directory, alg, schedule, log_fault)
-    await rotation.follow()
-    # What cannot be read or written now can be later; until then the keys stay as they are.
-    async with _periodic("keys", KEYS_SECONDS, rotation.turn):
+    rotation = Rotation(desk, ring, reader, app[CLOCK_WATCH], directory, alg, schedule)
+    with suppress(KeyFileError, NoActiveKey):  # of a key beside the one that signs: the first run tells of it
+        await rotation.follow()
+    async with AsyncExitStack() as tasks:
+        await tasks.enter_async_context(_periodic("keys", KEYS_SECONDS, rotation.follow))
+        if settings.keys.rotate_every_seconds:
+            await tasks.enter_async_context(_periodic("keys.rotate", KEYS_SECONDS, rotation.rotate))
         yield
 
 

@@ -27,7 +27,8 @@ from events.batch import StoreError
 from service import contract
 from service.contract import Row
 from service.forwarded import Clients, plain
-from service.model import CLIENT_REQUEST_ID, RawRequest, frozen
+from service.keys import KeyFileError
+from service.model import CLIENT_REQUEST_ID, NoActiveKey, RawRequest, frozen
 from service.pipeline import Answer, Arrival, Deps, authenticate
 
 PATHS = ("/auth", "/auth/", "/public-api/auth", "/public-api/auth/")
@@ -333,8 +334,8 @@ def log_untrusted_forward(peer: str, header: str) -> None:
 
 
 def log_fault(fault: BaseException, **more: str | None) -> None:
-    """A fault's type, and what is around it; never its text, which may quote a value, but where a store failed."""
-    if isinstance(fault, StoreError):
+    """A fault's type, and what is around it; never its text, which may quote a value, but for a store's and a key's."""
+    if isinstance(fault, (StoreError, KeyFileError, NoActiveKey)):
         more["what"] = str(fault)
     structlog.get_logger().error("fault", exception=type(fault).__name__, **more)
 

@@ -6,6 +6,7 @@ knows PyJWT, which takes longer to import than most commands take in all.
 
 import binascii
 import hashlib
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ from jwt.algorithms import get_default_algorithms
 from jwt.utils import base64url_decode
 
 from service.keys import SYMMETRIC_BYTES, KeyFileError, private_pem, read_key, write_key
+from service.model import NoActiveKey
 
 RSA_BITS = 3072  # NIST SP 800-57 part 1: 128 bits of security, the same as the other algorithms have
 
+KID = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7638, SHA-256
 _ALGORITHMS: dict[str, Any] = dict(get_default_algorithms())
 _JWS = PyJWS(algorithms=["EdDSA", "ES256", "RS256", "HS256"], options={"enforce_minimum_key_length": True})
 
@@ -74,18 +77,25 @@ class SigningKey:
 
 
 class KeyRing:
-    """The keys in use: the one that signs, and all that verify. Changes as a whole, between two requests."""
+    """The keys in use: the one that signs, if any may, and all that verify. Changes as a whole, between requests."""
 
     def __init__(self, active: SigningKey) -> None:
         self.turn(active, [active])
 
-    def turn(self, active: SigningKey, verifying: Sequence[SigningKey]) -> None:
-        """Sign with `active` from now on, and verify with those of `verifying`."""
-        self.active = active
+    def turn(self, active: SigningKey | None, verifying: Sequence[SigningKey]) -> None:
+        """Sign with `active` from now on, with `None` not at all, and verify with those of `verifying`."""
+        self._active = active
         self.verifying = tuple(verifying)
         self._verifiers = {key.kid: key.verifier() for key in verifying}
         public = [jwk for key in verifying if (jwk := key.public_jwk()) is not None]
         self.jwks: bytes = orjson.dumps({"keys": public})
+
+    @property
+    def active(self) -> SigningKey:
+        """The key that signs. Raises `NoActiveKey`."""
+        if self._active is None:
+            raise NoActiveKey
+        return self._active
 
     def verifier(self, kid: str) -> PyJWK | None:
         """The key that verifies tokens of `kid`, for `jwt.decode`; `None` if it does not any more, or never did."""
@@ -126,21 +136,33 @@ _GENERATE: dict[str, Callable[[], Any]] = {
 
 def create_signing_key(directory: Path, alg: str) -> SigningKey:
     """Make a key for `alg` and write its files. Raises `KeyFileError`."""
+    key = generate_signing_key(alg)
+    write_signing_key(directory, key)
+    return key
+
+
+def generate_signing_key(alg: str) -> SigningKey:
     material = _GENERATE[alg]()
-    key = SigningKey(_thumbprint(alg, material), alg, material)
+    return SigningKey(_thumbprint(alg, material), alg, material)
+
+
+def write_signing_key(directory: Path, key: SigningKey) -> None:
+    """Write the files of the key, those that are not there. Raises `KeyFileError`."""
+    material = key.material
     if isinstance(material, bytes):
         write_key(directory / f"{key.kid}.bin", material)
-        return key
+        return
     public = material.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     write_key(directory / f"{key.kid}.pub.pem", public)
     write_key(directory / f"{key.kid}.pem", private_pem(material))
-    return key
 
 
 def load_signing_key(directory: Path, kid: str, alg: str) -> SigningKey:
     """Read the key and sign with it once. Raises `KeyFileError` where it is missing, another, or too weak."""
+    if not KID.fullmatch(kid):
+        raise KeyFileError(f"the table of keys names one that cannot be in {directory}: its kid is no thumbprint")
     path = directory / f"{kid}{'.bin' if alg == 'HS256' else '.pem'}"
     data = read_key(path)
     try:

@@ -182,3 +182,15 @@ class Signer(Protocol):
 
     def sign(self, claims: bytes) -> str:
         """A JWS in compact form, `typ` `at+jwt`. Raises whatever keeps the key from signing."""
+
+
+class NoActiveKey(Exception):
+    """There is no key that may sign; where it is told of, the text says why and what to do."""
+
+
+class Keys(Protocol):
+    """Which key signs now: `service.jws.KeyRing`."""
+
+    @property
+    def active(self) -> Signer:
+        """Raises `NoActiveKey`."""

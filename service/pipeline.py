@@ -8,7 +8,7 @@ HTTP beyond a status, and no database beyond the log.
 import time
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from attrs import field
 
@@ -41,11 +41,11 @@ from service.model import (
     AccountDirectory,
     Claim,
     HashFailed,
+    Keys,
     Overloaded,
     Payload,
     RawRequest,
     Rejected,
-    Signer,
     Subject,
     Token,
     TokenProfile,
@@ -60,13 +60,6 @@ from service.stages.verify_account import verify_account
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-class Keys(Protocol):
-    """Which key signs now: `service.jws.KeyRing`."""
-
-    @property
-    def active(self) -> Signer: ...
 
 
 @frozen
@@ -167,7 +160,7 @@ async def authenticate(request: RawRequest, arrival: Arrival, deps: Deps) -> Ans
             claim   = await attempt.step(VALIDATE,       validate,       request)
             account = await attempt.step(VERIFY_ACCOUNT, verify_account, claim, deps.accounts)
             payload = await attempt.step(BUILD_PAYLOAD,  build_payload,  account, deps.now(), attempt.id, deps.profile)
-            token   = await attempt.step(ENCODE,         encode,         payload, deps.keys.active)
+            token   = await attempt.step(ENCODE,         encode,         payload, deps.keys)
             await             attempt.step(STORE_SECRET,   store_secret,   claim, account, deps.accounts, attempt.grant)
             # fmt: on
         except (LogUnavailable, Stopped):

@@ -5,7 +5,6 @@ the log. A service looks at that table a few times a second; who changed it, and
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from events.log import EventLog, LogUnavailable
 from events.records import SWEEP_AFTER_US, Event, KeyActivated, KeyCreated, KeyRetired
 from events.sqlite import KeyRow, SqliteReader
 from service.clock import ClockWatch
-from service.jws import KeyRing, SigningKey, create_signing_key, load_signing_key
+from service.jws import KID, KeyRing, SigningKey, generate_signing_key, load_signing_key, write_signing_key
 from service.keys import KeyFileError
-
-_KID = re.compile(r"[A-Za-z0-9_-]{43}")  # RFC 7638, SHA-256
+from service.model import NoActiveKey
 
 LAG_US = 1_000_000  # within a second every service signs with the key that was activated
 
@@ -140,7 +138,7 @@ class KeyDesk:
         return deactivated_at + LAG_US + self._ttl_us
 
     def _find(self, kid: str) -> KeyRow:
-        key = self._reader.signing_key(kid) if _KID.fullmatch(kid) else None
+        key = self._reader.signing_key(kid) if KID.fullmatch(kid) else None
         if key is None:
             raise NoSuchKey
         return key
@@ -150,11 +148,13 @@ class KeyDesk:
         load_signing_key(self._directory, key.kid, key.alg)
 
     async def _make(self, alg: str) -> SigningKey:
-        # A crash behind this leaves a key file that no token was ever signed with. A log that takes nothing for
-        # a while does not: the next try takes the same key.
-        if alg not in self._made:
-            self._made[alg] = await asyncio.to_thread(create_signing_key, self._directory, alg)
-        return self._made[alg]
+        # A crash behind this leaves a key file that no token was ever signed with. A disk or a log that takes
+        # nothing for a while does not: the next try takes the same key.
+        key = self._made.get(alg)
+        if key is None:
+            key = self._made[alg] = await asyncio.to_thread(generate_signing_key, alg)
+        await asyncio.to_thread(write_signing_key, self._directory, key)
+        return key
 
     def _created(self, key: SigningKey, now: int) -> Event:
         return KeyCreated(recorded_at=timestamp(now), kid=key.kid, alg=key.alg, operator=self._operator)
@@ -190,7 +190,7 @@ class Schedule:
 
 
 class Rotation:
-    """Has the table follow the schedule, and a service's ring the table. `on_fault` hears of each broken key once."""
+    """Has the table follow the schedule, and a service's ring the table."""
 
     def __init__(
         self,
@@ -201,7 +201,6 @@ class Rotation:
         directory: Path,
         algorithm: str,
         schedule: Schedule,
-        on_fault: Callable[[BaseException], None],
     ) -> None:
         self._desk = desk
         self._ring = ring
@@ -212,43 +211,50 @@ class Rotation:
         self._algorithm = algorithm
         self._rotate_every_us = round(schedule.rotate_every_seconds * 1_000_000)
         self._publish_before_us = round(schedule.publish_before_seconds * 1_000_000)
-        self._on_fault = on_fault
-        self._followed: list[KeyRow] = []
+        self._followed: list[KeyRow] | None = None  # where all of it could be
         self._loaded = {ring.active.kid: ring.active}
-        self._reported: set[str] = set()
-
-    async def turn(self) -> None:
-        """Do what is due, and follow what was done. Raises `LogUnavailable`, `StoreError`."""
-        before = self._watch.sweep_before()
-        if self._rotate_every_us and before is not None:
-            try:
-                await self._rotate(before + SWEEP_AFTER_US)
-            except KeyFileError as error:
-                self._report("", error)
-        await self.follow()
 
     async def follow(self) -> None:
-        """Sign and verify as the table says. Raises `StoreError`."""
+        """Sign with the active key and with no other, and verify, as the table says.
+
+        Raises `StoreError`: nothing has changed then; and, once what can be followed is, `NoActiveKey` where nothing
+        signs and `KeyFileError` where a key is not to be had.
+        """
         self._sweep_before = self._watch.sweep_before() or self._sweep_before
         rows = self._reader.live_keys(self._sweep_before)
         if rows == self._followed:
             return
         loaded: dict[str, SigningKey] = {}
+        broken = []
         for row in rows:
             try:
                 loaded[row.kid] = self._loaded.get(row.kid) or await self._load(row)
             except KeyFileError as error:
-                self._report(row.kid, error)
-        active = next((row.kid for row in rows if row.state == "active"), "")
-        self._ring.turn(loaded.get(active, self._ring.active), list(loaded.values()))
+                broken.append(str(error))
+        active = [row for row in rows if row.state == "active" and row.alg == self._algorithm]
+        signing = loaded.get(active[0].kid) if active else None
+        self._ring.turn(signing, list(loaded.values()))
         self._loaded = loaded
-        if len(loaded) == len(rows):  # else a file is missing that may come back
-            self._followed = rows
+        if not active:
+            broken.append(f"no key for {self._algorithm} is active: create one, and activate it, with hubler-auth keys")
+        self._followed = None if broken else rows
+        if signing is None:
+            raise NoActiveKey(f"no token is signed: {'; '.join(broken)}")
+        if broken:
+            raise KeyFileError("; ".join(broken))
 
     async def _load(self, row: KeyRow) -> SigningKey:
         return await asyncio.to_thread(load_signing_key, self._directory, row.kid, row.alg)
 
-    async def _rotate(self, now: int) -> None:
+    async def rotate(self) -> None:
+        """Do what the schedule has due, unless the clocks disagree.
+
+        Raises `LogUnavailable`, `StoreError`, `KeyFileError`.
+        """
+        before = self._watch.sweep_before()
+        if before is None:
+            return
+        now = before + SWEEP_AFTER_US
         keys = self._reader.live_keys(now)
         active = next((key for key in keys if key.state == "active"), None)
         if active is None or active.activated_at is None:
@@ -263,8 +269,3 @@ class Rotation:
                 await self._desk.create()
         elif now >= max(due, coming.created_at + self._publish_before_us):
             await self._desk.rotate(coming, active)
-
-    def _report(self, kid: str, error: KeyFileError) -> None:
-        if kid not in self._reported:
-            self._reported.add(kid)
-            self._on_fault(error)

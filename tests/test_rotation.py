@@ -1,6 +1,7 @@
 """Keys that change while a service runs: by the clock, by two at once, and with files that are gone."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from events.log import LogUnavailable
 from events.sqlite import KeyRow, SqliteReader
 from events.verify import verify
 from service.app import KEYS, LOG, READER
+from service.clock import wall_clock
+from service.jws import create_signing_key
+from service.keys import KeyFileError
+from service.model import NoActiveKey
 from service.rotation import KeyDesk, KeyRefused
 from tests.conftest import Start
-from tests.harness import Clock, Running, logged, until
+from tests.harness import SECRET, Clock, Running, logged, until
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -43,13 +48,57 @@ def published(running: Running) -> list[str]:
     return [key.kid for key in running.service.app[KEYS].verifying]
 
 
-def desk(running: Running, clock: Clock, algorithm: str = "EdDSA") -> KeyDesk:
+def desk(running: Running, clock: Callable[[], int], algorithm: str = "EdDSA") -> KeyDesk:
     app = running.service.app
     return KeyDesk(app[LOG], app[READER], clock, running.directory / "keys", algorithm, 3600)
 
 
+ENCODE_FAILED = {"error": "Error", "error_description": "Error in encoding token!"}
+
+
 async def a_few_turns() -> None:
     await asyncio.sleep(0.7)
+
+
+Spoil = Callable[[Running], Awaitable[Path | None]]
+
+
+def statements(*given: str) -> Spoil:
+    async def step(running: Running) -> None:
+        running.execute(*given)
+
+    return step
+
+
+def successor(content: bytes | None = None) -> Spoil:
+    """Another key signs from now on, and the one before is withdrawn; what its file holds is `content`."""
+
+    async def step(running: Running) -> Path:
+        keys = running.directory / "keys"
+        made = create_signing_key(running.directory / "elsewhere", "EdDSA")
+        if content is not None:
+            (keys / f"{made.kid}.pem").write_bytes(content)
+        running.execute(
+            "BEGIN",
+            "UPDATE signing_keys SET state = 'withdrawn' WHERE state = 'active'",
+            f"INSERT INTO signing_keys VALUES ('{made.kid}', 'EdDSA', 'active', 9, 9, NULL, NULL, NULL)",
+            "COMMIT",
+        )
+        return keys / f"{made.kid}.pem"
+
+    return step
+
+
+async def put_the_file_back(running: Running) -> None:
+    for file in (running.directory / "elsewhere").iterdir():
+        file.replace(running.directory / "keys" / file.name)
+
+
+def may_sign(running: Running) -> bool:
+    try:
+        return bool(running.service.app[KEYS].active)
+    except NoActiveKey:
+        return False
 
 
 class TestSchedule:
@@ -128,11 +177,10 @@ class TestSchedule:
 
     async def test_a_table_without_an_active_key_is_left_alone(self, start: Start, clock: Clock) -> None:
         running = await start(clock=clock, keys=SCHEDULE)
-        before = running.service.app[KEYS].active
         running.execute("UPDATE signing_keys SET state = 'published'")
         clock.lapse(100 * HOUR)
         await a_few_turns()
-        assert running.service.app[KEYS].active is before
+        assert [key.state for key in running.service.app[READER].signing_keys()] == ["published"]
 
     async def test_a_folder_that_takes_no_key_is_told_of_once_and_tried_again(
         self, start: Start, clock: Clock, tmp_path: Path
@@ -148,8 +196,8 @@ class TestSchedule:
             keys.unlink()
             (running.directory / "kept").rename(keys)
             await until(lambda: states(running) == ["active", "published"])
-        faults = [line["exception"] for line in lines if line["event"] == "fault"]
-        assert faults == ["KeyFileError"]
+        faults = [(line["exception"], line["where"]) for line in lines if line["event"] == "fault"]
+        assert faults == [("KeyFileError", "keys.rotate")]
 
     async def test_a_log_that_takes_nothing_for_a_while_delays_it(self, start: Start, clock: Clock) -> None:
         running = await start(clock=clock, keys=SCHEDULE)
@@ -186,6 +234,77 @@ class TestFiles:
         await running.service.stop()
         running = await start(clock=clock)
         assert key.kid in published(running)
+
+
+class TestNothingThatMaySign:
+    """Without the active key no token is signed, least of all with the key before it; all else goes on."""
+
+    @pytest.mark.parametrize(
+        ("spoil", "mend", "told"),
+        [
+            pytest.param(successor(), put_the_file_back, "cannot read {file}: No such file or directory", id="no-file"),
+            pytest.param(
+                successor(b"x"), put_the_file_back, "{file} holds no usable EdDSA key (ValueError)", id="no-key"
+            ),
+            pytest.param(
+                statements("UPDATE signing_keys SET state = 'published'"),
+                statements("UPDATE signing_keys SET state = 'active' WHERE activated_at IS NOT NULL"),
+                "no key for EdDSA is active: create one, and activate it, with hubler-auth keys",
+                id="no-active-key",
+            ),
+            pytest.param(
+                statements(
+                    "CREATE TABLE elsewhere AS SELECT * FROM signing_keys",
+                    "DELETE FROM signing_keys WHERE state = 'active'",
+                ),
+                statements("INSERT INTO signing_keys SELECT * FROM elsewhere WHERE state = 'active'"),
+                "no key for EdDSA is active: create one, and activate it, with hubler-auth keys",
+                id="row-that-is-gone",
+            ),
+            pytest.param(
+                statements("UPDATE signing_keys SET alg = 'ES256' WHERE state = 'active'"),
+                statements("UPDATE signing_keys SET alg = 'EdDSA' WHERE state = 'active'"),
+                "no key for EdDSA is active: create one, and activate it, with hubler-auth keys",
+                id="of-another-algorithm",
+            ),
+        ],
+    )
+    async def test_no_token_is_signed_until_the_active_key_can_be_had(
+        self, start: Start, tmp_path: Path, spoil: Spoil, mend: Spoil, told: str
+    ) -> None:
+        with logged(tmp_path / "log") as lines:
+            running = await start()
+            await running.add(secret=SECRET)
+            other = await desk(running, wall_clock).create()
+            await until(lambda: other.kid in published(running))
+            assert (await running.authenticate()).status == 200
+            file = await spoil(running)
+            await until(lambda: not may_sign(running))
+            refused = await running.authenticate()
+            assert (refused.status, refused.body) == (400, ENCODE_FAILED)
+            failed, ended = running.events(refused.request_id)[-2:]
+            assert (failed["type"], failed["reason"]) == ("token.failed", "encode_failed")
+            assert (failed["exception"], ended["type"], ended["stage"]) == ("NoActiveKey", "auth.failed", "encode")
+            assert (await running.token()).body["error"] == "server_error"
+            async with running.session.get(running.url + "/.well-known/jwks.json") as response:
+                assert other.kid in [key["kid"] for key in (await response.json())["keys"]]
+            assert running.service.app[KEYS].verifier(other.kid) is not None
+            await mend(running)
+            await until(lambda: may_sign(running))
+            assert (await running.authenticate()).status == 200
+            await a_few_turns()
+        found = [line for line in lines if line.get("where") == "keys"]
+        assert [line["event"] for line in found] == ["fault", "recovered"]
+        assert found[0]["exception"] == "NoActiveKey"
+        assert found[0]["what"] == "no token is signed: " + told.format(file=file)
+
+    async def test_a_start_without_its_file_is_refused(self, start: Start) -> None:
+        running = await start()
+        file = running.directory / "keys" / f"{running.service.app[KEYS].active.kid}.pem"
+        await running.service.stop()
+        file.unlink()
+        with pytest.raises(KeyFileError, match=str(file)):
+            await start()
 
 
 class TestTwoAtOnce:

@@ -1,8 +1,9 @@
-"""Stage 4: Payload, key → Token. Pure: the key is an object that was loaded long ago."""
+"""Stage 4: Payload, key → Token. Pure: the key that signs now is an object that was loaded long ago."""
 
-from service.model import Payload, Signer, Token
+from service.model import Keys, Payload, Token
 
 
-def encode(payload: Payload, key: Signer) -> Token:
-    """Raises whatever keeps the key from signing."""
+def encode(payload: Payload, keys: Keys) -> Token:
+    """Raises `NoActiveKey`, and whatever keeps the key from signing."""
+    key = keys.active
     return Token(key.sign(payload.claims), key.kid, key.alg)

@@ -300,12 +300,12 @@ async def test_failed_at_encode_where_the_key_cannot_sign(running: Running) -> N
     await running.add()
     ring = running.service.app[KEYS]
     good = ring.active
-    ring.active = SigningKey(good.kid, good.alg, ec.generate_private_key(ec.SECP256R1()))
+    ring.turn(SigningKey(good.kid, good.alg, ec.generate_private_key(ec.SECP256R1())), ring.verifying)
     answer = await running.post(BODY)
     assert (answer.status, answer.body) == (400, {"error": "Error", "error_description": "Error in encoding token!"})
     events = running.events(answer.request_id)
     check_events(events, walk("encode", FAILED, "auth.failed"), "encode", "encode_failed", 400)
-    ring.active = good
+    ring.turn(good, ring.verifying)
     assert [event["action"] for event in running.events((await running.post(BODY)).request_id)[5:6]] == ["claimed"]
     check_log(running)
 

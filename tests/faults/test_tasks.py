@@ -91,7 +91,7 @@ TREE = Tree()
             ),
             statements("DELETE FROM signing_keys WHERE created_at = 1"),
             "keys",
-            "ValueError",
+            "KeyFileError",
             a_withdrawn_key_signs_no_more,
             id="kid-that-is-no-file-name",
         ),

@@ -347,7 +347,7 @@ async def no_log(running: Running) -> None:
 async def bad_key(running: Running) -> None:
     await running.add()
     ring = running.service.app[KEYS]
-    ring.active = SigningKey(ring.active.kid, "EdDSA", ec.generate_private_key(ec.SECP256R1()))
+    ring.turn(SigningKey(ring.active.kid, "EdDSA", ec.generate_private_key(ec.SECP256R1())), ring.verifying)
 
 
 @frozen
