@@ -20,6 +20,7 @@ import orjson
 from attrs import frozen, mutable
 
 from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.files import cannot, sqlite_denial
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL
 
@@ -187,7 +188,7 @@ class SqliteWriter:
             try:
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             except OSError as error:
-                raise StoreError(f"cannot open {self.path}: {error.strerror}") from None
+                raise StoreError(cannot("open", self.path, error)) from None
         with self._named("cannot open"):
             self._connection = _connect(self._sqlite, self.path, "mode=rw", self._lock_timeout_seconds, self._prepare)
         return self._connection
@@ -353,8 +354,9 @@ def _primary_code(error: BaseException) -> int:
 
 
 def _store_error(what: str, path: Path, error: BaseException) -> StoreError:
-    """SQLite's name for the error and never its text, which may quote a value."""
-    return StoreError(f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
+    """SQLite's name for the error and never its text, which may quote a value; or whose the file is."""
+    denial = sqlite_denial(path) if _primary_code(error) in _UNSHARED else None
+    return StoreError(denial or f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
 
 
 def _connect(sqlite: Any, path: Path, how: str, lock_timeout_seconds: float, prepare: Callable[[Any], None]) -> Any:
@@ -502,7 +504,7 @@ class SqliteReader:
         try:
             is_there = path.is_file()
         except OSError as error:  # as a directory that it is in may be closed to us
-            raise StoreError(f"cannot open {path}: {error.strerror}") from None
+            raise StoreError(cannot("open", path, error)) from None
         if not is_there:
             raise StoreError(f"there is no database at {path}")
         try:

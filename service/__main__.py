@@ -8,10 +8,12 @@ import os
 import sys
 from importlib.metadata import version
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
+from events.files import cannot
 from service.commands import accounts, config, init, keys, proofs, replay, serve
 from service.commands.console import ConfigOption, Exit, root, say
 
@@ -98,7 +100,7 @@ def _unforeseen(error: OSError) -> Exit:
     if error.filename is None:
         say(f"hubler-auth: cannot write what there is to say: {error.strerror}")
         return Exit.USAGE
-    say(f"hubler-auth: cannot open {error.filename}: {error.strerror}")
+    say(f"hubler-auth: {cannot('open', Path(error.filename), error)}")
     return Exit.UNREADABLE
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from events.batch import Outcome, StoreError, Write
 from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
+from events.files import cannot
 from events.log import EventLog, LogUnavailable
 from events.merkle import EMPTY_ROOT, TILE_WIDTH, Frontier, frontier, leaf_hashes, tree_root
 from events.sqlite import BrokenTree, SqliteReader
@@ -42,7 +43,7 @@ def lock(directory: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreError(f"cannot open {directory}: {error.strerror}") from None
+        raise StoreError(cannot("open", Path(error.filename), error)) from None
     try:
         until = time.monotonic() + wait_seconds
         while not _locked(descriptor):
@@ -81,8 +82,8 @@ async def prepare(settings: Settings) -> Signer:
         await store.close()
     if empty:
         found = None
-        with suppress(CheckpointError, UnicodeDecodeError, OSError):
-            found = signer.verifier.open(settings.checkpoint.read_bytes().decode())
+        with suppress(CheckpointError, UnicodeDecodeError, FileNotFoundError):
+            found = signer.verifier.open(_read(settings.checkpoint))
         if found is None:
             _write(settings.checkpoint, signer.sign(Checkpoint(signer.name, 0, EMPTY_ROOT)))
         elif found.size:
@@ -118,11 +119,16 @@ def _hold_to_tiles(head: Frontier, reader: SqliteReader) -> None:
 
 
 def read_checkpoint(settings: Settings, verifier: Verifier, size: int) -> Checkpoint:
-    """The checkpoint beside a log of `size` events. Raises `RolledBack` where there is none that counts."""
+    """The checkpoint beside a log of `size` events.
+
+    Raises `RolledBack` where there is none that counts, and `StoreError` where it cannot be read.
+    """
     try:
-        return verifier.open(settings.checkpoint.read_bytes().decode())
-    except (OSError, UnicodeDecodeError):
-        raise RolledBack(f"the log has {size} events, and {settings.checkpoint} cannot be read") from None
+        return verifier.open(_read(settings.checkpoint))
+    except FileNotFoundError:
+        raise RolledBack(f"the log has {size} events, and {settings.checkpoint} is missing") from None
+    except UnicodeDecodeError:
+        raise RolledBack(f"the log has {size} events, and {settings.checkpoint} is not UTF-8") from None
     except CheckpointError as error:
         raise RolledBack(f"the log has {size} events, and {settings.checkpoint} {error}") from None
 
@@ -189,6 +195,16 @@ class Anchor:
             self._on_fault(error)
 
 
+def _read(file: Path) -> str:
+    """Raises `FileNotFoundError`, `UnicodeDecodeError`, and `StoreError` where it is there and cannot be read."""
+    try:
+        return file.read_bytes().decode()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(cannot("read", file, error)) from None
+
+
 def _write(file: Path, note: str) -> None:
     """Put the note in the file's place, whole or not at all. Raises `StoreError`."""
     draft = file.with_name(f".checkpoint.{secrets.token_hex(8)}")
@@ -207,4 +223,4 @@ def _write(file: Path, note: str) -> None:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise StoreError(f"cannot write {file}: {error.strerror}") from None
+        raise StoreError(cannot("write", file, error)) from None

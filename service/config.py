@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from events.files import cannot
 from service.forwarded import Network, parse_network
 
 ENVIRONMENT_PREFIX = "HUBLER_AUTH__"
@@ -332,7 +333,7 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     the file in use where none does. Raises `ConfigError`.
     """
     path = file or Path("config.toml")
-    text = _read(path) if file is not None or path.exists() else ""
+    text = _read(path, optional=file is None)
     given = {key: (value, str(path)) for key, value in _from_toml(text, path).items()}
     given |= {key: (value, name) for key, (value, name) in _from_environment(environment).items()}
 
@@ -372,11 +373,15 @@ def rows(settings: Settings) -> list[dict[str, str]]:
     return found
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, *, optional: bool) -> str:
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', 'not UTF-8')}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {path}: not UTF-8") from None
+    except OSError as error:
+        if optional and isinstance(error, FileNotFoundError):
+            return ""
+        raise ConfigError(cannot("read", path, error)) from None
 
 
 def _from_toml(text: str, path: Path) -> dict[str, object]:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from events.checkpoint import CheckpointError, Signer, Verifier
+from events.files import cannot
 
 SYMMETRIC_BYTES = 32  # RFC 7518, section 3.2: at least the size of the hash
 
@@ -32,7 +33,7 @@ def secrets_key(directory: Path, *, create: bool) -> bytes:
     Raises `KeyFileError`.
     """
     path = directory / "secrets.key"
-    if create and not path.exists():
+    if create and not _exists(path):
         write_key(path, secrets.token_bytes(SYMMETRIC_BYTES))
     key = read_key(path)
     if len(key) != SYMMETRIC_BYTES:
@@ -47,7 +48,7 @@ def log_signer(directory: Path, origin: str, *, create: bool) -> Signer:
     `OriginDiffers`.
     """
     private, public = directory / "log.pem", directory / "log.vkey"
-    if create and not private.exists():
+    if create and not _exists(private):
         write_key(private, private_pem(ed25519.Ed25519PrivateKey.generate()))
     try:
         key = serialization.load_pem_private_key(read_key(private), password=None)
@@ -57,7 +58,7 @@ def log_signer(directory: Path, origin: str, *, create: bool) -> Signer:
         raise KeyFileError(f"{private} holds no usable key ({type(error).__name__})") from None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise KeyFileError(f"{private} holds no Ed25519 key")
-    if create and not public.exists():
+    if create and not _exists(public):
         name = origin or f"hubler-auth/{secrets.token_hex(16)}"
         write_key(public, f"{Signer(name, key).verifier}\n".encode())
     verifier = log_verifier(directory)
@@ -105,11 +106,18 @@ def write_key(path: Path, data: bytes) -> None:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise KeyFileError(f"cannot write {path}: {error.strerror}") from None
+        raise KeyFileError(cannot("write", path, error)) from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise KeyFileError(cannot("read", path, error)) from None
 
 
 def read_key(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
+        raise KeyFileError(cannot("read", path, error)) from None

@@ -348,11 +348,11 @@ GUARDED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no-checkpoint": (
         lambda directory: (directory / "checkpoint").unlink(),
-        "the log has 6 events, and {}/checkpoint cannot be read",
+        "the log has 6 events, and {}/checkpoint is missing",
     ),
     "binary-checkpoint": (
         lambda directory: (directory / "checkpoint").write_bytes(b"\xff"),
-        "the log has 6 events, and {}/checkpoint cannot be read",
+        "the log has 6 events, and {}/checkpoint is not UTF-8",
     ),
     "no-note": (
         lambda directory: (directory / "checkpoint").write_text("colour"),

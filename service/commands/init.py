@@ -1,19 +1,21 @@
 """`hubler-auth init`: make an empty store."""
 
 import asyncio
+import os
 
 import typer
 
+from events.files import user_name
 from service.checkpoints import DirectoryInUse, lock, prepare
-from service.commands.console import ConfigOption, say, settings
-from service.commands.session import exit_codes, log_of
+from service.commands.console import ConfigOption, say
+from service.commands.session import exit_codes, log_of, owners_settings
 from service.config import Settings
 from service.keys import secrets_key
 
 
 def command(context: typer.Context, config: ConfigOption = None) -> None:
     """Make an empty store in storage.directory. A store that is there stays as it is."""
-    chosen = settings(context, config)
+    chosen = owners_settings(context, config)
     directory = chosen.storage.directory
     with exit_codes(chosen):
         try:
@@ -22,7 +24,7 @@ def command(context: typer.Context, config: ConfigOption = None) -> None:
         except DirectoryInUse:
             made = []  # whoever runs there has made the store
     if made:
-        say(f"Made a store in {directory}: {', '.join(made)}.")
+        say(f"Made a store in {directory}, of user {user_name(os.geteuid())}: {', '.join(made)}.")
         say("Keep the log's public key where nobody on this machine can change it: hubler-auth replay vkey")
     else:
         say(f"There is a store in {directory} already. Nothing was changed.")
@@ -32,8 +34,9 @@ def _make(chosen: Settings) -> list[str]:
     """Make what is missing of an empty store, and name it. Raises what `prepare` does."""
     keys = (chosen.keys_directory / name for name in ("log.pem", "log.vkey", "secrets.key"))
     files = [chosen.database, chosen.checkpoint, *keys]
-    before = [file for file in files if file.exists()]
+    directory = chosen.storage.directory
+    before = {*directory.glob("*"), *directory.glob("keys/*")}
     asyncio.run(prepare(chosen))
     with log_of(chosen) as reader:
         secrets_key(chosen.keys_directory, create=not reader.has_secrets())
-    return [str(file.relative_to(chosen.storage.directory)) for file in files if file not in before]
+    return [str(file.relative_to(directory)) for file in files if file not in before]

@@ -14,6 +14,7 @@ import typer
 
 from events.checkpoint import CheckpointError, Proof, parse
 from events.codec import timestamp, type_of
+from events.files import cannot
 from events.log import EventLog
 from events.merkle import inclusion_proof
 from events.records import TERMINAL, AuditRollbackAccepted
@@ -124,7 +125,7 @@ def check_proof(
     try:
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
     except OSError as error:
-        fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
+        fail(Exit.USAGE, cannot("read", file, error))
     except UnicodeDecodeError:
         fail(Exit.BROKEN, f"{file} is no proof")
     try:

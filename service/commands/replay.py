@@ -29,6 +29,7 @@ from events.checkpoint import CheckpointError, Verifier, parse
 from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
+from events.files import cannot
 from events.log import LogUnavailable
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported, AuthRequested
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
@@ -412,7 +413,7 @@ def _checkpoint(file: Path, code: Exit = Exit.USAGE) -> Given:
     try:
         return Given(str(file), file.read_bytes().decode("utf-8", "surrogateescape"))
     except OSError as error:
-        fail(code, f"cannot read {file}: {error.strerror}")
+        fail(code, cannot("read", file, error))
 
 
 def _logged(files: Sequence[Path]) -> Iterator[Given]:
@@ -429,7 +430,7 @@ def _logged(files: Sequence[Path]) -> Iterator[Given]:
                         seen.add(note)
                         yield Given(f"{file} line {number}", note)
         except OSError as error:
-            fail(Exit.USAGE, f"cannot read {file}: {error.strerror}")
+            fail(Exit.USAGE, cannot("read", file, error))
         if not found:
             fail(Exit.USAGE, f"{file} has no line with a checkpoint: nothing could be checked against it")
 
@@ -470,7 +471,7 @@ def _verified_tiles(directory: Path, vkey: Verifier, given: Sequence[Given]) -> 
         with _progress() as on_page:
             return verify_tiles(directory, vkey, given, on_page)
     except OSError as error:
-        fail(Exit.UNREADABLE, f"cannot read {directory}: {error.strerror}")
+        fail(Exit.UNREADABLE, cannot("read", directory, error))
 
 
 @contextmanager
@@ -625,7 +626,7 @@ def _export_tiles(reader: SqliteReader, directory: Path) -> int:
     except tiles.EntryTooLong as error:
         fail(Exit.BROKEN, str(error))
     except OSError as error:
-        fail(Exit.USAGE, f"cannot write {directory}: {error.strerror}")
+        fail(Exit.USAGE, cannot("write", directory, error))
     return size
 
 
@@ -638,7 +639,7 @@ def write_file(output: Path, lines: Iterable[bytes]) -> None:
                 os.fchmod(descriptor, 0o600)
             file.writelines(lines)
     except OSError as error:
-        fail(Exit.USAGE, f"cannot write {output}: {error.strerror}")
+        fail(Exit.USAGE, cannot("write", output, error))
 
 
 async def put_on_record(chosen: Settings, event: AuditExported) -> None:

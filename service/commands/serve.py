@@ -1,16 +1,19 @@
 """`hubler-auth serve`: run the service until it is told to stop."""
 
 import ipaddress
+import os
 import shlex
 import socket
+import sys
 from typing import Annotated
 
 import typer
 
+from events.files import user_name
 from service import interrupt
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.commands.console import ConfigOption, Exit, fail, say, settings
-from service.commands.session import exit_codes
+from service.commands.console import ConfigOption, Exit, fail, say
+from service.commands.session import exit_codes, owners_settings
 from service.config import Settings
 
 
@@ -27,7 +30,10 @@ def command(
     from service import logs
     from service.app import CannotListen
 
-    chosen = settings(context, config)
+    chosen = owners_settings(context, config)
+    if not os.access(sys.executable, os.X_OK):
+        user = user_name(os.geteuid())
+        fail(Exit.UNREADABLE, f"{sys.executable} may not be run by user {user}: install Python where {user} can run it")
     if quickstart and not _is_loopback(chosen.http.host):
         fail(Exit.USAGE, f"--quickstart lets anybody claim the example account: {chosen.http.host} is not loopback")
     stop_logging = logs.start(chosen.logs.format)

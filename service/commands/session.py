@@ -4,31 +4,47 @@ Only `serve` and `init` make a store. Every other command ends where there is no
 """
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from events.batch import StoreError
+from events.files import cannot, sqlite_denial
 from events.log import EventLog, LogUnavailable
 from events.replay import Fault
-from events.sqlite import BrokenTree, SqliteReader, tidy
+from events.sqlite import BrokenTree, SqliteReader, find_sqlite, tidy
 from events.stores import SqliteStore
 from service.checkpoints import DirectoryInUse, RolledBack
 from service.clock import wall_clock
 from service.commands.console import Exit, fail, settings
 from service.config import Settings
 from service.keys import KeyFileError, OriginDiffers
+from service.owner import CannotBecomeOwner, become_owner
+
+
+def owners_settings(context: typer.Context, file: Path | None) -> Settings:
+    """The configuration, as whoever typed the command may read it. From here on root is the owner of the store."""
+    chosen = settings(context, file)
+    with suppress(StoreError):  # whoever opens a database without one says so
+        find_sqlite()  # loaded while root may still read the program, which the owner may not
+    try:
+        become_owner(chosen.storage.directory)
+    except CannotBecomeOwner as error:
+        fail(Exit.UNREADABLE, str(error))
+    except OSError as error:
+        fail(Exit.UNREADABLE, cannot("open", chosen.storage.directory, error))
+    return chosen
 
 
 def store_settings(context: typer.Context, file: Path | None) -> Settings:
-    """The configuration of a command on a store that is there; ends the command where there is none."""
-    chosen = settings(context, file)
+    """As `owners_settings`, for a command on a store that is there; ends the command where there is none."""
+    chosen = owners_settings(context, file)
     try:
         is_there = chosen.database.is_file()
     except OSError as error:
-        fail(Exit.UNREADABLE, f"cannot open {chosen.database}: {error.strerror}")
+        fail(Exit.UNREADABLE, cannot("open", chosen.database, error))
     if not is_there:
         fail(
             Exit.UNREADABLE,
@@ -54,7 +70,7 @@ def exit_codes(chosen: Settings) -> Iterator[None]:
     except (StoreError, KeyFileError) as error:
         fail(Exit.UNREADABLE, str(error))
     except LogUnavailable:
-        fail(Exit.UNREADABLE, f"cannot write {chosen.database}")
+        fail(Exit.UNREADABLE, sqlite_denial(chosen.database) or f"cannot write {chosen.database}")
 
 
 def broken(fault: Fault) -> NoReturn:

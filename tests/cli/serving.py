@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import define
 
@@ -41,18 +42,25 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
     return os.environ | {f"HUBLER_AUTH__{key}": value for key, value in given.items()}
 
 
-@contextmanager
-def serving(directory: Path, *arguments: str, **more: str) -> Iterator[Serving]:
+def serving(directory: Path, *arguments: str, **more: str) -> AbstractContextManager[Serving]:
     """Start `serve`, wait until it answers, and see that it is gone at the end."""
+    return serving_by([sys.executable], {}, directory, *arguments, **more)
+
+
+@contextmanager
+def serving_by(
+    python: Sequence[str], started: Mapping[str, Any], directory: Path, *arguments: str, **more: str
+) -> Iterator[Serving]:
+    """As `serving`, by another interpreter, and `started` in another way: what `Popen` takes."""
     directory.mkdir(exist_ok=True)
     stdout, stderr = directory / "stdout", directory / "stderr"
     with stdout.open("ab") as out, stderr.open("ab") as err:
         begin = out.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", *arguments],
+            [*python, "-m", "service", "serve", *arguments],
             stdout=out,
             stderr=err,
-            env=environment(directory, **more),
+            **{"env": environment(directory, **more), **started},
         )
     try:
         yield Serving(process, _port(process, stdout, begin), stdout, stderr)

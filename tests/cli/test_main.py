@@ -91,4 +91,12 @@ def test_a_directory_that_cannot_be_looked_into_cannot_be_read(tmp_path: Path) -
     unreadable = tmp_path / ("a" * 300)
     result = run(unreadable, "replay", "verify")
     assert result.returncode == 4
-    assert result.stderr == f"hubler-auth: cannot open {unreadable / 'auth.db'}: File name too long\n"
+    assert result.stderr.startswith(f"hubler-auth: cannot open {unreadable}")
+    assert result.stderr.endswith(": File name too long\n")
+
+
+def test_a_file_that_cannot_be_looked_at_is_no_log_that_does_not_hold(directory: Path) -> None:
+    (directory / "checkpoint").symlink_to("a" * 300)
+    result = run(directory, "replay", "verify")
+    assert result.returncode == 4
+    assert result.stderr == f"hubler-auth: cannot open {directory / 'checkpoint'}: File name too long\n"

@@ -199,7 +199,7 @@ UNPROVEN: dict[str, tuple[Breaks, dict[str, str], int, str]] = {
         lambda directory: (directory / "checkpoint").unlink(),
         {},
         1,
-        "the log has 18 events, and {}/checkpoint cannot be read",
+        "the log has 18 events, and {}/checkpoint is missing",
     ),
     "no-tree": (
         lambda directory: execute(directory / "auth.db", "DELETE FROM tree"),

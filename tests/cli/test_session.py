@@ -1,5 +1,6 @@
 """Which store a command means, that only two commands make one, and what a command leaves beside it."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
 from events.checkpoint import Checkpoint
+from events.files import user_name
 from events.merkle import EMPTY_ROOT
 from service.__main__ import app
 from service.keys import SYMMETRIC_BYTES
@@ -97,7 +99,7 @@ def test_init_makes_an_empty_store_that_a_service_goes_on_with(tmp_path: Path) -
     result = run(directory, "init")
     assert (result.exit_code, result.stdout) == (0, "")
     made = "auth.db, checkpoint, keys/log.pem, keys/log.vkey, keys/secrets.key"
-    assert result.stderr.startswith(f"Made a store in {directory}: {made}.\n")
+    assert result.stderr.startswith(f"Made a store in {directory}, of user {user_name(os.geteuid())}: {made}.\n")
     assert files(directory) == sorted([*made.split(", "), "lock"])
     assert [name for name in files(directory) if (directory / name).stat().st_mode & 0o077] == []
     assert directory.stat().st_mode & 0o077 == 0
@@ -137,7 +139,7 @@ def test_init_completes_what_a_crash_cut_short(lost: str, tmp_path: Path) -> Non
     (tmp_path / lost).unlink()
     result = run(tmp_path, "init")
     assert result.exit_code == 0
-    assert result.stderr.startswith(f"Made a store in {tmp_path}: {lost}.\n")
+    assert result.stderr.startswith(f"Made a store in {tmp_path}, of user {user_name(os.geteuid())}: {lost}.\n")
 
 
 def test_no_event_comes_before_the_logs_key_and_its_first_checkpoint(tmp_path: Path) -> None:
