@@ -1,4 +1,5 @@
 -- The log is the truth. Everything below it but `secrets` can be rebuilt from it.
+-- A database is compared with this file to the letter, comments within a statement included: a change is a new version.
 
 -- One row an event. `body` is the event to the byte; `request_id` stands only on the
 -- first event of a request and `account` only on the last, or on an event outside any
@@ -105,7 +106,8 @@ CREATE TABLE token_cutoffs (
 ) STRICT, WITHOUT ROWID;
 
 -- `active` signs; `published` does not, yet or any more; `retired` verifies until `published_until`, and
--- `withdrawn` no longer. `deactivated_at` is when another key took over from the one that signed.
+-- `withdrawn` no longer. `deactivated_at` is when another key took over from the one that signed. There are a few
+-- rows, and no index of them that could say otherwise.
 CREATE TABLE signing_keys (
     kid             TEXT PRIMARY KEY,
     alg             TEXT NOT NULL,
@@ -116,5 +118,3 @@ CREATE TABLE signing_keys (
     retired_at      INTEGER,
     published_until INTEGER
 ) STRICT, WITHOUT ROWID;
-
-CREATE INDEX signing_keys_state ON signing_keys (state, published_until);

@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
 from events.files import cannot, sqlite_denial
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL
+from events.schema import Difference, Object, checks, differences, objects, statements
 
 APPLICATION_ID = 0x48_55_42_41  # "HUBA", for file(1)
 SCHEMA_VERSION = 5
@@ -158,8 +160,20 @@ _WRITES: dict[str, tuple[str, ...]] = {
 }
 
 
-class BrokenTree(StoreError):
+class BrokenStore(StoreError):
+    """What is stored is not what this program left there."""
+
+
+class BrokenTree(BrokenStore):
     """The tree lacks hashes that its size says it has."""
+
+
+class DamagedFile(BrokenStore):
+    """SQLite cannot make sense of a page."""
+
+
+class SchemaChanged(BrokenStore):
+    """Somebody else changed the schema; the text names the first object."""
 
 
 class SqliteWriter:
@@ -222,6 +236,7 @@ class SqliteWriter:
             raise _store_error(what, self.path, error) from None
 
     def _prepare(self, connection: Any) -> None:
+        connection.execute("PRAGMA writable_schema = ON")  # what cannot be parsed is for a reader to name
         self._use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA recursive_triggers = ON")  # else INSERT OR REPLACE deletes past the trigger
@@ -232,15 +247,13 @@ class SqliteWriter:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if self._create and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-                for statement in _schema(self._sqlite):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            _check_schema(connection, self.path)
+                _lay(self._sqlite, connection)
+            _check_version(connection, self.path)
         except BaseException:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
+        connection.execute("PRAGMA writable_schema = OFF")
 
     def _use_wal(self, connection: Any) -> None:
         # A new file becomes one with a write-ahead log once. Of several that make it so at the same time SQLite
@@ -355,8 +368,10 @@ def _primary_code(error: BaseException) -> int:
 
 def _store_error(what: str, path: Path, error: BaseException) -> StoreError:
     """SQLite's name for the error and never its text, which may quote a value; or whose the file is."""
-    denial = sqlite_denial(path) if _primary_code(error) in _UNSHARED else None
-    return StoreError(denial or f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
+    code = _primary_code(error)
+    denial = sqlite_denial(path) if code in _UNSHARED else None
+    kind = DamagedFile if code == sqlite3.SQLITE_CORRUPT else StoreError
+    return kind(denial or f"{what} {path}: {getattr(error, 'sqlite_errorname', type(error).__name__)}")
 
 
 def _connect(sqlite: Any, path: Path, how: str, lock_timeout_seconds: float, prepare: Callable[[Any], None]) -> Any:
@@ -386,22 +401,25 @@ def _json(values: Any) -> str:
     return orjson.dumps(list(values)).decode()
 
 
-def _schema(sqlite: Any) -> Iterator[str]:
-    statement = ""
-    for line in Path(__file__).with_name("schema.sql").read_text("utf-8").splitlines(keepends=True):
-        statement += line
-        if sqlite.complete_statement(statement):
-            yield statement
-            statement = ""
+def _lay(sqlite: Any, connection: Any) -> None:
+    for statement in statements(sqlite):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _view(sqlite: Any) -> str:
-    """The statement that makes the view, as SQLite keeps it."""
-    (statement,) = (text for text in _schema(sqlite) if "CREATE VIEW" in text)
-    return str(statement[statement.index("CREATE VIEW") :].rstrip().removesuffix(";"))
+@lru_cache(maxsize=1)
+def _laid(sqlite: Any) -> list[Object]:
+    """The objects of a new database: laid in memory once, which takes 0.7 ms."""
+    connection = sqlite.connect(":memory:", isolation_level=None)
+    try:
+        _lay(sqlite, connection)
+        return objects(connection)
+    finally:
+        connection.close()
 
 
-def _check_schema(connection: Any, path: Path) -> None:
+def _check_version(connection: Any, path: Path) -> None:
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
@@ -471,6 +489,8 @@ _ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version, ro
 _KEY_COLUMNS = "kid, alg, state, created_at, activated_at, deactivated_at, retired_at, published_until"
 _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
 
+_UNLESS = "SELECT 1 FROM {} WHERE NOT {} LIMIT 1"
+
 _LARGEST = 2**63 - 1  # of SQLite's integers
 
 # Primary result codes where SQLite may not make its -shm: on a read-only medium, and in another's directory.
@@ -494,7 +514,8 @@ def tidy(path: Path) -> None:
 class SqliteReader:
     """A read-only view of `path`. Every method is one short read and raises `StoreError`.
 
-    Never waits for a lock unless `lock_timeout_seconds` says so: a WAL reader has none to wait for.
+    Never waits for a lock unless `lock_timeout_seconds` says so: a WAL reader has none to wait for. What somebody
+    changed in the schema keeps it from reading only what was changed: `schema_differences` names it.
     """
 
     def __init__(self, path: Path, *, lock_timeout_seconds: float = 0.0) -> None:
@@ -514,7 +535,8 @@ class SqliteReader:
 
     def _open(self) -> Any:
         def prepare(connection: Any) -> None:
-            _check_schema(connection, self.path)
+            _check_version(connection, self.path)
+            connection.execute("PRAGMA writable_schema = ON")  # lets be what cannot be parsed; nothing is written
 
         try:
             return _connect(self._sqlite, self.path, "mode=ro", self.lock_timeout_seconds, prepare)
@@ -735,14 +757,44 @@ class SqliteReader:
         """Whether any account has a verifier."""
         return bool(self._rows("SELECT EXISTS (SELECT 1 FROM secrets)")[0][0])
 
-    def is_view_ours(self) -> bool:
-        """Whether the view `events`, which others read, is as the schema has it."""
-        found = self._rows("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = 'events'")
-        return [sql for (sql,) in found] == [_view(self._sqlite)]
+    def schema_version(self) -> int:
+        """The number that SQLite raises with each change of the schema."""
+        return int(self._rows("PRAGMA schema_version")[0][0])
+
+    def schema_differences(self) -> list[Difference]:
+        """What of the schema is otherwise than `schema.sql` has it."""
+        try:
+            return differences(objects(self._connection), _laid(self._sqlite))
+        except self._sqlite.Error as error:
+            raise _store_error("cannot read", self.path, error) from None
+
+    def check_schema(self) -> None:
+        """Raises `SchemaChanged`. Takes 0.02 ms, the first time in a process 0.7 ms."""
+        for difference in self.schema_differences():
+            raise self.schema_changed(difference)
+
+    def schema_changed(self, difference: Difference) -> SchemaChanged:
+        return SchemaChanged(
+            f"the schema of {self.path} was changed by somebody else: {difference}."
+            " Undo that or restore a backup, then run `hubler-auth replay verify`"
+        )
+
+    def damage(self) -> str | None:
+        """The first thing that SQLite's own check finds, indexes against their tables included.
+
+        Takes 0.4 s for 1,000,000 events, an eighth of what it takes to read them.
+        """
+        lines = self._rows("PRAGMA integrity_check(1)")[0][0].splitlines()
+        found = next(line for line in lines if not line.startswith("***"))  # the line that names the database
+        if found != "ok":
+            return str(found)
+        broken = (name for name, holds in checks(_laid(self._sqlite)) if self._rows(_UNLESS.format(name, holds)))
+        return next((f"CHECK constraint failed in {name}" for name in broken), None)
 
     def revoked_tokens(self) -> dict[str, int]:
         """`exp`, in seconds since 1970, by `jti` of the tokens taken back one by one."""
-        return dict(self._rows("SELECT lower(hex(jti)), expires_at FROM revoked_tokens"))
+        # In the order of the table: an index that was hidden while it changed has what was taken out of it.
+        return dict(self._rows("SELECT lower(hex(jti)), expires_at FROM revoked_tokens ORDER BY jti"))
 
     def expired_revocations(self, now: int) -> bool:
         """Whether there are any of tokens that expired by `now`, in seconds since 1970."""

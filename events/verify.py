@@ -4,7 +4,8 @@
 body gives; every attempt is a legal walk with one terminal event at its end, unless the running service can still
 end it; no request begins twice; and accounts, secrets' versions, keys, revocations and open attempts stand in their
 tables as the events leave them. Tiles and head of the tree are those of the bodies, and so is the root of every
-checkpoint, kept or given, which the log's key has signed. The view through which others read the log is the schema's.
+checkpoint, kept or given, which the log's key has signed. The schema is ours, object for object, and SQLite's own check
+finds every page sound and every index that of its table.
 
 Reads in chunks, and holds accounts, keys, revocations and open attempts, so that any length of log can be read. Only
 the last few rows and the tables share a snapshot: the log may grow meanwhile. A checkpoint counts as kept if it was
@@ -28,7 +29,8 @@ from events.export.tiles import TileDirectory
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, Read, frontier, tree_root
 from events.records import SWEEP_AFTER_US, AuditRollbackAccepted, Event
 from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
-from events.sqlite import PAGE, BrokenTree, SqliteReader
+from events.schema import Difference
+from events.sqlite import PAGE, BrokenStore, SqliteReader
 from events.workers import Pace, read_chunks
 
 
@@ -69,7 +71,7 @@ def verify(
         reading.run()
     except Fault as found:
         fault = found
-    except BrokenTree as error:
+    except BrokenStore as error:
         fault = Fault(None, str(error))
     return Report(reading.events, reading.replay, fault)
 
@@ -160,6 +162,7 @@ class _Reading:
         self._agreed = 0  # the size of the newest kept checkpoint that is of this history
 
     def run(self) -> None:
+        self._check_schema(lambda difference: difference.is_of_table)
         while (whole := self._in_whole_tiles()) - self.events > PAGE:
             self._read_to(whole)
         self._reader.snapshot()
@@ -283,8 +286,14 @@ class _Reading:
         differs = difference(self._reader, self.replay)
         if differs is not None:
             raise Fault(None, differs)
-        if not self._reader.is_view_ours():
-            raise Fault(None, "view `events` changed: what is read through it is not the log")
+        self._check_schema(lambda difference: True)
+        damage = self._reader.damage()
+        if damage is not None:
+            raise Fault(None, f"SQLite's integrity check fails: {damage}")
+
+    def _check_schema(self, counts: Callable[[Difference], bool]) -> None:
+        for difference in filter(counts, self._reader.schema_differences()):
+            raise Fault(None, f"the schema was changed: {difference}")
 
 
 def _check_ended(replay: Replay) -> None:

@@ -60,12 +60,14 @@ from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.periodic import Periodic
 from service.pipeline import Deps
 from service.rotation import KeyDesk, Rotation, Schedule
+from service.schema_watch import SchemaWatch
 from service.tokens import Tokens
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 
 KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a second
 LOCK_SECONDS = 1.0  # a service that was killed holds its directory until its writer has ended, too
 RETIRE_SECONDS = 0.5  # how often is looked for what ended a day ago; and for a wall clock that jumped
+SCHEMA_SECONDS = 1.0  # a look takes 0.03 ms
 LISTENERS = 8  # on one socket: uvloop takes one connection for each and turn, and many may come at once
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 
@@ -133,7 +135,11 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
         await log.commit([started])
         on_fault = partial(log_fault, where="audit.checkpoint")
         anchor = app[ANCHOR] = Anchor(settings, signer, log, reader, logs.checkpoint, on_fault)
-        async with _periodic("audit.checkpoint", settings.audit.checkpoint_interval_seconds, anchor.sign):
+        watch = SchemaWatch(reader, partial(log_fault, where="schema"))
+        async with (
+            _periodic("audit.checkpoint", settings.audit.checkpoint_interval_seconds, anchor.sign),
+            _periodic("schema", SCHEMA_SECONDS, watch.look),
+        ):
             yield
         # Where the log cannot be written any more, the next start closes what is open.
         with suppress(LogUnavailable, StoreError):

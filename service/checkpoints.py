@@ -74,6 +74,7 @@ async def prepare(settings: Settings) -> Signer:
     try:
         # Closed before the store is: the last to close removes the write-ahead log, which a reader cannot.
         with closing(SqliteReader(settings.database)) as reader:
+            reader.check_schema()
             empty = reader.size() == 0
             signer = log_signer(settings.keys_directory, settings.audit.origin, create=empty)
             if not empty:

@@ -338,4 +338,5 @@ class TestTwoAtOnce:
         running.execute("CREATE TRIGGER full BEFORE INSERT ON signing_keys BEGIN SELECT raise(ABORT, 'full'); END")
         with pytest.raises(LogUnavailable):
             await desk(running, clock).create()
+        running.execute("DROP TRIGGER full")
         assert states(running) == ["active"]

@@ -450,7 +450,7 @@ def _note(text: str) -> str | None:
 def _verified(chosen: Settings, vkey: Verifier | None, given: Sequence[Given]) -> Report:
     if chosen.checkpoint.exists():  # read before the log is: a running service writes newer ones
         given = [*given, _checkpoint(chosen.checkpoint, Exit.UNREADABLE)]
-    with log_of(chosen) as reader, _progress() as on_page:
+    with log_of(chosen, warns=False) as reader, _progress() as on_page:
         verifier = vkey
         if verifier is None and (given or reader.newest_checkpoint() is not None):
             verifier = own_verifier(chosen)
@@ -497,7 +497,7 @@ def state(
 ) -> None:
     """Accounts, keys and counts, rebuilt from events alone; without --at also compared with the tables."""
     fault = None
-    with log_of(store_settings(context, config)) as reader:
+    with log_of(store_settings(context, config), warns=at is not None) as reader:
         if at is not None:
             replay = _replay_until(reader, timestamp(at))
         else:

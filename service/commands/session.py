@@ -14,11 +14,11 @@ from events.batch import StoreError
 from events.files import cannot, sqlite_denial
 from events.log import EventLog, LogUnavailable
 from events.replay import Fault
-from events.sqlite import BrokenTree, SqliteReader, find_sqlite, tidy
+from events.sqlite import BrokenStore, SchemaChanged, SqliteReader, find_sqlite, tidy
 from events.stores import SqliteStore
 from service.checkpoints import DirectoryInUse, RolledBack
 from service.clock import wall_clock
-from service.commands.console import Exit, fail, settings
+from service.commands.console import Exit, fail, say, settings
 from service.config import Settings
 from service.keys import KeyFileError, OriginDiffers
 from service.owner import CannotBecomeOwner, become_owner
@@ -59,7 +59,7 @@ def exit_codes(chosen: Settings) -> Iterator[None]:
     """End the command, with a sentence and the code of its kind, where the store or its keys cannot be used."""
     try:
         yield
-    except BrokenTree as error:
+    except BrokenStore as error:
         fail(Exit.BROKEN, f"the log does not hold: {error}")
     except Fault as fault:
         broken(fault)
@@ -79,10 +79,22 @@ def broken(fault: Fault) -> NoReturn:
 
 
 @contextmanager
-def log_of(chosen: Settings) -> Iterator[SqliteReader]:
-    """The log, open for reading; ends the command where it cannot be read or does not hold."""
+def log_of(chosen: Settings, *, warns: bool = True) -> Iterator[SqliteReader]:
+    """The log, open for reading; ends the command where it cannot be read or does not hold.
+
+    With `warns` it says so where somebody changed the schema. A command that verifies names that as what does not hold.
+    """
     with exit_codes(chosen), _reading(chosen) as reader:
+        if warns:
+            _warn(reader)
         yield reader
+
+
+def _warn(reader: SqliteReader) -> None:
+    try:
+        reader.check_schema()
+    except SchemaChanged as error:
+        say(f"hubler-auth: warning: {error}")
 
 
 @contextmanager
@@ -102,6 +114,7 @@ async def appending(chosen: Settings) -> AsyncIterator[tuple[EventLog, SqliteRea
         if reader.size() == 0 and not chosen.checkpoint.exists():
             # An event now would come before the log's key and its first checkpoint, and then no service starts.
             raise StoreError(f"the store in {chosen.storage.directory} is not complete: run `hubler-auth init`")
+        _warn(reader)
     store = SqliteStore(chosen.database, create=False, lock_timeout_seconds=chosen.storage.lock_timeout_seconds)
     log = EventLog(store, wall_clock)
     await log.start(owns_attempts=False)

@@ -210,7 +210,7 @@ def torn_database(path: Path) -> None:
 
 NO_DATABASE: list[Any] = [
     pytest.param(other_database, "is not a database of hubler-auth", id="of-another-program"),
-    pytest.param(other_schema, "has schema 1, this program reads 4", id="of-another-version"),
+    pytest.param(other_schema, "has schema 1, this program reads 5", id="of-another-version"),
     pytest.param(lambda path: path.write_text(QUOTED * 100), "SQLITE_NOTADB", id="not-a-database"),
     pytest.param(torn_database, "SQLITE_", id="torn"),
 ]
@@ -359,11 +359,11 @@ async def test_a_full_disk_takes_none_of_a_batch(part: Part, database: Path) -> 
 
 
 async def test_a_statement_that_ends_the_transaction_takes_the_whole_batch_with_it(database: Path) -> None:
-    execute(
-        database,
-        "CREATE TRIGGER t BEFORE UPDATE ON accounts BEGIN SELECT raise(ROLLBACK, 'do-not-quote-this-hubble'); END",
-    )
     async with opened(database) as store:
+        execute(
+            database,
+            "CREATE TRIGGER t BEFORE UPDATE ON accounts BEGIN SELECT raise(ROLLBACK, 'do-not-quote-this-hubble'); END",
+        )
         before = await store.execute("SELECT * FROM log")
         parts = [Part([b"{}"]), Part([b"{}"], Write("suspend", {"account": ACCOUNT})), Part([b"{}"])]
         with pytest.raises(StoreError, match="SQLITE_CONSTRAINT") as caught:
@@ -386,8 +386,8 @@ async def test_a_lock_that_is_held_too_long_fails_the_batch_and_a_short_one_does
 
 
 async def test_a_table_that_is_gone_says_so_by_its_code(database: Path) -> None:
-    execute(database, "DROP TABLE open_attempts")
     async with opened(database) as store:
+        execute(database, "DROP TABLE open_attempts")
         with pytest.raises(StoreError, match=r"^cannot read .*: SQLITE_ERROR$"):
             await store.open_attempts()
 

@@ -1,4 +1,6 @@
+import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
@@ -29,7 +31,8 @@ from events.records import (
     ServiceStopped,
 )
 from events.replay import NO_END, Fault, Replay, Stretch, read
-from events.sqlite import PAGE, SqliteReader
+from events.schema import checks, objects, statements
+from events.sqlite import PAGE, SchemaChanged, SqliteReader, find_sqlite
 from events.verify import Given, Report, verify, verify_tiles
 from events.workers import Pace
 from tests.audit_log import (
@@ -45,6 +48,7 @@ from tests.audit_log import (
     VALIDATED,
     Entry,
     Step,
+    alter,
     attempt,
     checkpoint,
     claimed,
@@ -60,6 +64,7 @@ from tests.audit_log import (
     stopped,
     tamper,
     write_log,
+    write_past,
 )
 
 # 0 service.started · 1, 2 key · 3 account.created · 4-10 claim · 11-14 denial · 15-21 grant · 22 service.stopped
@@ -74,13 +79,30 @@ STORY: tuple[Entry, ...] = (
 )
 OPEN = [attempt(number, REQUESTED, VALIDATED) for number in (7, 8)]
 
+LASTING = 9_000_000_000  # seconds since 1970: a token that will outlive us
+REVOCATIONS: tuple[Entry, ...] = (
+    *((revoked(number, end)) for number, end in ((3, LASTING), (4, 1), (5, LASTING))),
+    *((cut_off(user)) for user in (None, None, USER)),
+)
+
+
+def rotated(version: int, until: int | None, *ended: int) -> Entry:
+    overlap_until = None if until is None else timestamp(until)
+    event = SecretRotated(recorded_at=timestamp(NOW), account=ACCOUNT, version=version, overlap_until=overlap_until)
+    retired = [SecretRetired(recorded_at=timestamp(NOW), account=ACCOUNT, version=one) for one in ended]
+    parts: dict[str, str | int | None] = {
+        "account": ACCOUNT,
+        "version": version,
+        "replaced": version - 1,
+        "verifier": "v",
+        "salted_as": None,
+    }
+    return [event, *retired], Write("rotate", parts | {"overlap_until": until})
+
 
 def verified(path: Path, *given: Given, pace: Pace | None = None) -> Report:
-    reader = SqliteReader(path)
-    try:
+    with closing(SqliteReader(path)) as reader:
         return verify(reader, SIGNER.verifier, given, pace=pace)
-    finally:
-        reader.close()
 
 
 @pytest.fixture
@@ -119,17 +141,193 @@ def test_attempts_stand_as_open_in_log_and_table_alike(path: Path, statement: st
     assert str(verified(log).fault) == fault
 
 
+SCHEMA_CHANGES: dict[str, tuple[list[str], str]] = {
+    "view-gone": (["DROP VIEW events"], "view events is missing"),
+    "view-changed": (
+        ["DROP VIEW events", "CREATE VIEW events AS SELECT * FROM log WHERE seq < 5"],
+        "view events was changed",
+    ),
+    "view-made-a-table": (["DROP VIEW events", "CREATE TABLE events AS SELECT * FROM log"], "view events is missing"),
+    "trigger-gone": (["DROP TRIGGER log_is_never_deleted"], "trigger log_is_never_deleted is missing"),
+    "trigger-changed": (
+        ["DROP TRIGGER log_is_never_deleted", "CREATE TRIGGER log_is_never_deleted DELETE ON log BEGIN SELECT 1; END"],
+        "trigger log_is_never_deleted was changed",
+    ),
+    "trigger-added": (
+        ["CREATE TRIGGER spy UPDATE ON accounts BEGIN DELETE FROM revoked_tokens; END"],
+        "trigger spy was added",
+    ),
+    "trigger-unreadable": (
+        ["PRAGMA writable_schema = ON", "UPDATE sqlite_schema SET sql = 'x' WHERE name = 'log_is_never_deleted'"],
+        "trigger log_is_never_deleted was changed",
+    ),
+    "index-gone": (["DROP INDEX log_account"], "index log_account is missing"),
+    "index-changed": (
+        ["DROP INDEX log_request_id", "CREATE INDEX log_request_id ON log (request_id) WHERE request_id IS NOT NULL"],
+        "index log_request_id was changed",
+    ),
+    "index-added": (["CREATE INDEX revoked ON revoked_tokens (jti)"], "index revoked was added"),
+    "index-of-an-expression": (["CREATE INDEX revoked ON revoked_tokens (hex(jti))"], "index revoked was added"),
+    "index-there-twice": (
+        [
+            "PRAGMA writable_schema = ON",
+            "INSERT INTO sqlite_schema SELECT * FROM sqlite_schema WHERE name = 'log_account'",
+        ],
+        "index log_account was changed",
+    ),
+    "check-gone": (
+        ["PRAGMA writable_schema = ON", "UPDATE sqlite_schema SET sql = replace(sql, ' CHECK (id = 0)', '')"],
+        "table tree was changed",
+    ),
+    "table-made-a-view": (
+        ["ALTER TABLE token_cutoffs RENAME TO cutoffs", "CREATE VIEW token_cutoffs AS SELECT * FROM cutoffs"],
+        "table token_cutoffs is missing",
+    ),
+    "table-added": (['CREATE TABLE "a\n\u202eb" (c)'], "table a\\n\\u202eb was added"),
+    "planner-misled": (["ANALYZE"], "table sqlite_stat1 was added"),
+    "sequence-left": (
+        ["CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT)", "DROP TABLE t"],
+        "table sqlite_sequence was added",
+    ),
+    "name-that-is-no-text": (
+        ["PRAGMA writable_schema = ON", "INSERT INTO sqlite_schema VALUES (NULL, CAST(x'ff' AS TEXT), 'log', 0, NULL)"],
+        " \\xff was added",
+    ),
+}
+
+
+@pytest.mark.parametrize(("statements", "what"), SCHEMA_CHANGES.values(), ids=SCHEMA_CHANGES)
+def test_a_schema_that_was_changed_is_named_by_its_object(path: Path, statements: list[str], what: str) -> None:
+    write_log(path, *STORY)
+    alter(path, *statements)
+    assert str(verified(path).fault) == f"the schema was changed: {what}"
+    with closing(SqliteReader(path)) as reader, pytest.raises(SchemaChanged, match=f"else: {re.escape(what)}. Undo"):
+        reader.check_schema()
+
+
+def test_a_table_that_was_renamed_and_is_back_is_as_it_was(path: Path) -> None:
+    write_log(path, *STORY)
+    for table in ("log", "secrets"):
+        alter(path, f"ALTER TABLE {table} RENAME TO elsewhere", f"ALTER TABLE elsewhere RENAME TO {table}")
+    assert verified(path).fault is None
+
+
+def test_an_event_that_does_not_hold_is_named_before_a_trigger_and_after_a_table(path: Path) -> None:
+    write_log(path, *STORY)
+    alter(path, "DROP TRIGGER log_is_never_updated", flip(11))
+    assert str(verified(path).fault) == "event 11: body changed"
+    alter(path, "ALTER TABLE log RENAME TO hidden", "CREATE VIEW log AS SELECT * FROM hidden")
+    report = verified(path)
+    assert (str(report.fault), report.events) == ("the schema was changed: table log is missing", 0)
+
+
+INTEGRITY = "SQLite's integrity check fails: "
+
+
 @pytest.mark.parametrize(
-    "statements",
+    ("hidden", "entry", "what"),
     [
-        pytest.param(["DROP VIEW events"], id="gone"),
-        pytest.param(["DROP VIEW events", "CREATE VIEW events AS SELECT * FROM log WHERE seq < 5"], id="another"),
-        pytest.param(["DROP VIEW events", "CREATE TABLE events AS SELECT * FROM log"], id="a-table"),
+        pytest.param(
+            "log_request_id",
+            attempt(7, *DENIAL),
+            f"{INTEGRITY}row 30 missing from index log_request_id",
+            id="explain-finds-nothing",
+        ),
+        pytest.param(
+            "log_account",
+            attempt(7, *DENIAL),
+            f"{INTEGRITY}row 33 missing from index log_account",
+            id="list-finds-nothing",
+        ),
+        pytest.param(
+            "revoked_tokens_expires_at",
+            ([], Write("forget_revocations", {"before": LASTING})),
+            f"the revocation of token {rid(3)} stands otherwise in its table than the events leave it",
+            id="revoked-token-is-active",
+        ),
+        pytest.param(
+            "secrets_expires_at",
+            rotated(2, NOW + 5),
+            f"{INTEGRITY}row 1 missing from index secrets_expires_at",
+            id="retired-secret-stays",
+        ),
     ],
 )
-def test_the_view_of_the_log_is_the_one_that_others_rely_on(path: Path, statements: list[str]) -> None:
-    log = tamper(write_log(path, *STORY), *statements)
-    assert str(verified(log).fault) == "view `events` changed: what is read through it is not the log"
+def test_an_index_that_was_hidden_while_its_table_changed_is_named(
+    path: Path, hidden: str, entry: Entry, what: str
+) -> None:
+    write_log(path, *STORY, *REVOCATIONS)
+    assert verified(path).fault is None
+    assert str(verified(write_past(path, hidden, entry)).fault) == what
+
+
+def root_page(path: Path, table: str) -> tuple[int, int]:
+    """Where the table's first page begins and ends in the file."""
+    connection = sqlite3.connect(path)
+    (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    (width,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    return (page - 1) * width, page * width
+
+
+def swap_rows(path: Path) -> None:
+    """Two rows of a table that is looked up by its key change places: a look-up no longer finds one."""
+    start, _ = root_page(path, "revoked_tokens")
+    data = bytearray(path.read_bytes())
+    cells = start + 8  # behind the page's header there is where each row lies, two bytes each, in the order of the key
+    data[cells : cells + 4] = data[cells + 2 : cells + 4] + data[cells : cells + 2]
+    path.write_bytes(data)
+
+
+def spoil(path: Path) -> None:
+    start, end = root_page(path, "log")
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + b"\xff" * (end - start) + data[end:])
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        pytest.param(swap_rows, f"{INTEGRITY}row not in PRIMARY KEY order for revoked_tokens", id="rows-swapped"),
+        pytest.param(spoil, "cannot read {path}: SQLITE_CORRUPT", id="page-spoilt"),
+        pytest.param(
+            lambda path: alter(
+                path,
+                "PRAGMA writable_schema = ON",
+                "CREATE TABLE hidden (a)",
+                "DELETE FROM sqlite_schema WHERE name = 'hidden'",
+            ),
+            f"{INTEGRITY}Page 24: never used",
+            id="table-hidden",
+        ),
+        pytest.param(
+            lambda path: without_check(path, "tree", "INSERT INTO tree SELECT 1, size, nodes, leaves FROM tree"),
+            f"{INTEGRITY}CHECK constraint failed in tree",
+            id="check-hidden",
+        ),
+    ],
+)
+def test_pages_that_were_edited_are_told_by_sqlites_own_check(
+    path: Path, edit: Callable[[Path], object], what: str
+) -> None:
+    edit(write_log(path, *STORY, *REVOCATIONS))
+    fault = str(verified(path).fault)
+    assert re.sub(r"Page \d+", "Page 24", fault) == what.format(path=path)
+
+
+def test_every_check_of_the_schema_is_known(path: Path) -> None:
+    with closing(find_sqlite().connect(write_log(path))) as connection:
+        found = checks(objects(connection))
+    assert sum(sql.count("CHECK") for sql in statements(find_sqlite())) == len(found)
+
+
+def without_check(path: Path, table: str, statement: str) -> None:
+    """Run a statement while the table has no constraint, and put that back."""
+    (sql,) = sqlite3.connect(path).execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    change = f"UPDATE sqlite_schema SET sql = '{{}}' WHERE name = '{table}'"
+    alter(path, "PRAGMA writable_schema = ON", change.format(re.sub(r" CHECK \(.*?\)", "", sql)))
+    alter(path, statement)
+    alter(path, "PRAGMA writable_schema = ON", change.format(sql))
 
 
 @pytest.mark.parametrize("after", [pytest.param(stopped(), id="stopped"), pytest.param(started(), id="started-again")])
@@ -139,26 +337,13 @@ def test_an_attempt_that_its_service_left_behind_is_a_fault(path: Path, after: E
 
 
 def test_a_rotation_and_its_retirements_stand_in_log_and_tables_alike(path: Path) -> None:
-    def rotate(version: int, until: int | None, *ended: int) -> Entry:
-        overlap_until = None if until is None else timestamp(until)
-        event = SecretRotated(recorded_at=timestamp(NOW), account=ACCOUNT, version=version, overlap_until=overlap_until)
-        retired = [SecretRetired(recorded_at=timestamp(NOW), account=ACCOUNT, version=one) for one in ended]
-        parts: dict[str, str | int | None] = {
-            "account": ACCOUNT,
-            "version": version,
-            "replaced": version - 1,
-            "verifier": "v",
-            "salted_as": None,
-        }
-        return [event, *retired], Write("rotate", parts | {"overlap_until": until})
-
     retired = SecretRetired(recorded_at=timestamp(NOW + 9), account=ACCOUNT, version=3)
     retire: Entry = ([retired], Write("retire", {"account": ACCOUNT, "version": 3, "before": NOW + 9}))
     suspend: Entry = (
         [AccountSuspended(recorded_at=timestamp(NOW), account=ACCOUNT)],
         Write("suspend", {"account": ACCOUNT}),
     )
-    steps = [rotate(2, NOW + 5), rotate(3, None, 1, 2), rotate(4, NOW + 9), retire, suspend, new_key("k2")]
+    steps = [rotated(2, NOW + 5), rotated(3, None, 1, 2), rotated(4, NOW + 9), retire, suspend, new_key("k2")]
     for step in steps:
         # Each time it is read anew: every stretch of history must hold.
         report = verified(write_log(path, *([] if path.exists() else STORY), step))
@@ -357,13 +542,6 @@ def test_the_first_place_that_does_not_hold_is_named(
     assert isinstance(report.fault, Fault)
     assert report.fault.seq == seq
     assert what in report.fault.what
-
-
-LASTING = 9_000_000_000  # seconds since 1970: a token that will outlive us
-REVOCATIONS: tuple[Entry, ...] = (
-    *((revoked(number, end)) for number, end in ((3, LASTING), (4, 1), (5, LASTING))),
-    *((cut_off(user)) for user in (None, None, USER)),
-)
 
 
 def test_revocations_stand_in_log_and_tables_alike_until_their_tokens_have_expired(path: Path) -> None:
