@@ -497,13 +497,13 @@ def test_a_database_that_nobody_has_open_is_read_where_nothing_can_be_written(pu
         assert reader.size() == 1
         reader.close()
     database.with_name("auth.db-wal").write_bytes(bytes(4096))  # might hold commits that the database has not
-    with read_only(database), pytest.raises(StoreError, match=r"cannot open .*: SQLITE_(CANTOPEN|READONLY)"):
+    with read_only(database), pytest.raises(StoreError, match=r"may not be written by user"):
         SqliteReader(database)
 
 
 def test_a_database_that_is_not_for_the_reader_cannot_be_opened(public: Path) -> None:
     database = write_log(public / "auth.db", started())
-    with read_only(database, 0o000), pytest.raises(StoreError, match=r"cannot open .*: SQLITE_CANTOPEN"):
+    with read_only(database, 0o000), pytest.raises(StoreError, match=r"auth\.db may not be read by user"):
         SqliteReader(database)
 
 
