@@ -57,7 +57,7 @@ from service.jws import KeyRing, load_signing_key, signed
 from service.keys import KeyFileError, secrets_key
 from service.model import NoActiveKey, TokenProfile
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
-from service.periodic import Periodic
+from service.periodic import Faults, Periodic
 from service.pipeline import Deps
 from service.rotation import KeyDesk, Rotation, Schedule
 from service.schema_watch import SchemaWatch
@@ -126,7 +126,9 @@ async def _open_log(app: web.Application, signer: Signer) -> AsyncIterator[None]
         lock_timeout_seconds=settings.storage.lock_timeout_seconds,
         held=[app[LOCK]],
     )
-    log = app[LOG] = EventLog(store, clock, max_pending=settings.audit.max_pending_events, on_fault=log_fault)
+    log = app[LOG] = EventLog(
+        store, clock, max_pending=settings.audit.max_pending_events, on_fault=Faults(log_fault).tell
+    )
     await log.start(owns_attempts=True)
     try:
         started = ServiceStarted(

@@ -18,12 +18,31 @@ class Overdue(Exception):
     """No run has come to its end for `OVERDUE_INTERVALS` intervals."""
 
 
+class Faults:
+    """Has `on_fault` hear of a fault when it is new, when its type or text changes, and once in `REPEAT_SECONDS`."""
+
+    def __init__(
+        self, on_fault: Callable[[BaseException], None], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.last: BaseException | None = None
+        self._on_fault = on_fault
+        self._monotonic = monotonic
+        self._told_at = 0.0
+
+    def tell(self, fault: BaseException) -> None:
+        before, self.last = self.last, fault
+        now = self._monotonic()
+        same = before is not None and (type(before), str(before)) == (type(fault), str(fault))
+        if not same or now - self._told_at >= REPEAT_SECONDS:
+            self._told_at = now
+            self._on_fault(fault)
+
+
 class Periodic:
     """Calls `work` every `interval_seconds`, between `async with` and its end.
 
-    `on_fault` hears of an exception when it first comes, when its type or text changes, and once in `REPEAT_SECONDS`;
-    `on_recovery` hears of the first run after it that goes well. A run that is under way at the end is waited for,
-    for at most `STOP_SECONDS`.
+    `on_fault` hears of exceptions as `Faults` has it, and `on_recovery` of the first run after one that goes well.
+    A run that is under way at the end is waited for, for at most `STOP_SECONDS`.
     """
 
     def __init__(
@@ -35,18 +54,20 @@ class Periodic:
         on_recovery: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.fault: BaseException | None = None
-        """What the last run, or the lack of one, raised. `None` where it went well."""
         self._name = name
         self._interval_seconds = interval_seconds
         self._work = work
-        self._on_fault = on_fault
+        self._faults = Faults(on_fault, monotonic)
         self._on_recovery = on_recovery
         self._monotonic = monotonic
-        self._told_at = 0.0
         self._ended_at = 0.0
         self._turn = asyncio.Lock()  # held by a run
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def fault(self) -> BaseException | None:
+        """What the last run, or the lack of one, raised. `None` where it went well."""
+        return self._faults.last
 
     @property
     def overdue(self) -> bool:
@@ -80,9 +101,9 @@ class Periodic:
                 fault = await self._once()
             self._ended_at = self._monotonic()
             if fault is not None:
-                self._tell(fault)
+                self._faults.tell(fault)
             elif self.fault is not None:
-                self.fault = None
+                self._faults.last = None
                 self._on_recovery()
 
     async def _once(self) -> BaseException | None:
@@ -102,12 +123,4 @@ class Periodic:
         while True:
             await asyncio.sleep(self._interval_seconds)
             if self.overdue:
-                self._tell(Overdue())
-
-    def _tell(self, fault: BaseException) -> None:
-        before, self.fault = self.fault, fault
-        now = self._monotonic()
-        same = before is not None and (type(before), str(before)) == (type(fault), str(fault))
-        if not same or now - self._told_at >= REPEAT_SECONDS:
-            self._told_at = now
-            self._on_fault(fault)
+                self._faults.tell(Overdue())

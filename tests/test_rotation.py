@@ -175,6 +175,16 @@ class TestSchedule:
         await a_few_turns()
         assert states(running) == ["active"]
 
+    async def test_while_the_clocks_disagree_no_key_is_due(self, start: Start, clock: Clock) -> None:
+        running = await start(clock=clock, keys=SCHEDULE)
+        await a_few_turns()
+        clock.jump(23 * HOUR)
+        await a_few_turns()
+        assert states(running) == ["active"]
+        clock.jump(-23 * HOUR)
+        clock.lapse(23 * HOUR)
+        await until(lambda: states(running) == ["active", "published"])
+
     async def test_a_table_without_an_active_key_is_left_alone(self, start: Start, clock: Clock) -> None:
         running = await start(clock=clock, keys=SCHEDULE)
         running.execute("UPDATE signing_keys SET state = 'published'")

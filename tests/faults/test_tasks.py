@@ -1,8 +1,10 @@
 """What a service does at intervals goes on after whatever went wrong, and says what did."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +84,12 @@ class Tree:
 TREE = Tree()
 
 
+def told_of(log: Path, where: str) -> list[dict[str, Any]]:
+    """The lines about a task so far."""
+    whole = [json.loads(line) for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [line for line in whole if line.get("where") == where]
+
+
 @pytest.mark.parametrize(
     ("spoil", "mend", "where", "exception", "goes_on"),
     [
@@ -146,13 +154,14 @@ async def test_a_task_goes_on_after_what_was_wrong_for_a_while(
     exception: str,
     goes_on: Step,
 ) -> None:
-    with logged(tmp_path / "log") as lines:
+    with logged(tmp_path / "log"):
         running = await start(audit={"checkpoint_interval_seconds": 0.05})
         await until(lambda: in_file(running.directory).size == len(running.events()))
         await spoil(running)
         await asyncio.sleep(BAD_SECONDS)
         await mend(running)
         await goes_on(running)
-    told = [line for line in lines if line["event"] in ("fault", "recovered") and line.get("where") == where]
+        await until(lambda: any(line["event"] == "recovered" for line in told_of(tmp_path / "log", where)))
+    told = told_of(tmp_path / "log", where)
     assert [line["event"] for line in told] == ["fault", "recovered"]
     assert told[0]["exception"] == exception

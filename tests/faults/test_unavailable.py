@@ -132,6 +132,23 @@ async def test_attempt_under_way_when_the_log_fails_does_not_go_on_in_the_next_o
     await check_recovered(running, action="claimed")
 
 
+async def test_a_store_that_stays_away_is_no_flood_of_lines(start: Start, tmp_path: Path) -> None:
+    with logged(tmp_path / "log") as lines:
+        running = await start(secrets={"iterations": 40_000})
+        await running.add()
+        slow = asyncio.create_task(running.post(BODY))
+        await until(lambda: running.events()[-1]["type"] == "token.encoded")
+        running.execute(REFUSE.format("NEW.body LIKE '%account.rejected%'", "ABORT"))
+        running.execute(REFUSE.replace("fault", "closing", 1).format("NEW.body LIKE '%auth.interrupted%'", "ABORT"))
+        assert (await running.post({**BODY, "account": "f" * 24})).body == UNAVAILABLE
+        await asyncio.sleep(1.1)
+        running.execute("DROP TRIGGER fault", "DROP TRIGGER closing")
+        await ready(running)
+        await slow
+    told = [line for line in lines if line["event"] == "fault" and "where" not in line]
+    assert [line["exception"] for line in told] == ["StoreError"]  # of five tries a second
+
+
 class Forgetful(SqliteStore):
     """A disk that takes what it is given, and says that it did not."""
 
