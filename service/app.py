@@ -7,7 +7,6 @@ import asyncio
 import gc
 import json
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -31,7 +30,7 @@ from service.accounts import EXAMPLE_ACCOUNT, AccountDesk, AccountExists, Accoun
 from service.checkpoints import Anchor, lock, prepare
 from service.clock import Clock, ClockWatch, wall_clock
 from service.config import Settings
-from service.connection import Server
+from service.connection import SPARE_CONNECTIONS, Limits, Server
 from service.discovery import JWKS_PATH, METADATA_PATH, Discovery
 from service.documents import Document
 from service.forwarded import Clients
@@ -50,11 +49,13 @@ from service.handler import (
     log_recovery,
     log_untrusted_forward,
     method_not_allowed,
+    overloaded,
     token_handler,
     unexpected,
 )
 from service.jws import KeyRing, load_signing_key, signed
 from service.keys import KeyFileError, secrets_key
+from service.listeners import listen, make_room
 from service.model import NoActiveKey, TokenProfile
 from service.oauth import INTROSPECT_PATH, REVOKE_PATH, TokenEndpoints
 from service.periodic import Faults, Periodic
@@ -68,6 +69,7 @@ KEYS_SECONDS = 0.25  # a key that is activated or withdrawn is so within a secon
 LOCK_SECONDS = 1.0  # a service that was killed holds its directory until its writer has ended, too
 RETIRE_SECONDS = 0.5  # how often is looked for what ended a day ago; and for a wall clock that jumped
 SCHEMA_SECONDS = 1.0  # a look takes 0.03 ms
+LOG_STOP_SECONDS = 1.0  # of http.shutdown_timeout at most; a stop that nothing hinders takes the log 0.1 s
 LISTENERS = 8  # on one socket: uvloop takes one connection for each and turn, and many may come at once
 GC_THRESHOLD = 10_000  # a request leaves few cycles behind; Python's own threshold is 700
 
@@ -83,10 +85,6 @@ ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
 OAUTH = web.AppKey("OAUTH", contract.Answers)
 ENDPOINTS: web.AppKey[dict[str, Endpoint]] = web.AppKey("ENDPOINTS")
-
-
-class CannotListen(Exception):
-    """The address cannot be listened on; the text names it."""
 
 
 def make_app(settings: Settings, clock: Clock = wall_clock, monotonic_ns: Clock = time.monotonic_ns) -> web.Application:
@@ -267,13 +265,23 @@ class _Runner(web.AppRunner):
         made = await super()._make_server()
         settings, endpoints = self.app[SETTINGS], self.app[ENDPOINTS]
 
-        def broken(path: str, fault: Exception) -> Response:
+        def row(reason: str, path: str) -> contract.Row:
             oauth = path in endpoints and path not in PATHS
-            return unexpected((self.app[OAUTH] if oauth else self.app[DEPS].answers).row("unexpected"), fault, path)
+            return (self.app[OAUTH] if oauth else self.app[DEPS].answers).row(reason)
+
+        def broken(path: str, fault: Exception) -> Response:
+            return unexpected(row("unexpected", path), fault, path)
 
         return Server(
             endpoints,
             broken,
+            lambda path: overloaded(row("overloaded", path), path),
+            Limits(
+                settings.http.header_timeout_seconds,
+                settings.http.write_timeout_seconds,
+                settings.http.max_connections,
+                settings.http.max_in_flight,
+            ),
             edge(cast(Handler, made.request_handler), broken),
             request_factory=made.request_factory,
             handler_cancellation=False,  # an attempt whose caller left is still walked to its end
@@ -281,24 +289,6 @@ class _Runner(web.AppRunner):
             access_log=None,
             keepalive_timeout=settings.http.keepalive_timeout_seconds,
         )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to the address. Raises `CannotListen`."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(address)
-        except OSError:
-            bound.close()
-            raise
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    return bound
 
 
 class Service:
@@ -321,22 +311,28 @@ class Service:
         """Raises `CannotListen`, `DirectoryInUse`, `RolledBack`, `StoreError`, `KeyFileError`, `OriginDiffers`."""
         bound = listen(self._given.http.host, self._given.http.port)
         try:
-            # Port 0 asks for any: from here on the settings say which.
-            http = attrs.evolve(self._given.http, port=bound.getsockname()[1])
+            # Port 0 asks for any, and files may be few: from here on the settings say what there is.
+            port, room = bound[0].getsockname()[1], make_room(self._given.http.max_connections, SPARE_CONNECTIONS)
+            http = attrs.evolve(self._given.http, port=port, max_connections=room)
             self.settings = attrs.evolve(self._given, http=http)
             self.app = make_app(self.settings, self._clock, self._monotonic_ns)
-            self._runner = _Runner(self.app, shutdown_timeout=self.settings.http.shutdown_timeout_seconds)
+            stop_seconds = self.settings.http.shutdown_timeout_seconds
+            # The rest is for the log: to close what is open, and to sign the last checkpoint.
+            callers_seconds = max(stop_seconds * 3 / 4, stop_seconds - LOG_STOP_SECONDS)
+            self._runner = _Runner(self.app, shutdown_timeout=callers_seconds)
             try:
                 await self._runner.setup()
                 if self._example:
                     await self._add_example_account()
-                for one in (bound, *(bound.dup() for _ in range(1, LISTENERS))):
-                    await web.SockSite(self._runner, one, backlog=1024).start()
+                for one in bound:
+                    for listener in (one, *(one.dup() for _ in range(1, LISTENERS))):
+                        await web.SockSite(self._runner, listener, backlog=1024).start()
             except BaseException:
                 await self._runner.cleanup()
                 raise
         except BaseException:
-            bound.close()
+            for one in bound:
+                one.close()
             raise
         structlog.get_logger().info(
             "service.started",
@@ -360,7 +356,7 @@ class Service:
 
 
 async def serve(settings: Settings, ready: Callable[[Service], None], *, example: bool = False) -> None:
-    """Run until SIGINT, SIGTERM or SIGHUP; `ready` is called once the service answers.
+    """Run until SIGINT, SIGTERM or SIGHUP, and on for `http.drain_grace`; `ready` is called once the service answers.
 
     Raises what `Service.start` does.
     """
@@ -379,5 +375,6 @@ async def serve(settings: Settings, ready: Callable[[Service], None], *, example
     try:
         ready(service)
         await stopped.wait()
+        await asyncio.sleep(settings.http.drain_grace_seconds)
     finally:
         await service.stop()

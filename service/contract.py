@@ -110,6 +110,7 @@ METHOD_NOT_ALLOWED = Row((), "method_not_allowed", 405, "Validation", "The metho
 OAUTH_METHOD_NOT_ALLOWED = Row((), "method_not_allowed", 405, "invalid_request", "The method must be POST.")
 ONLY_TO_BE_READ = Row((), "method_not_allowed", 405, "Validation", "The method must be GET or HEAD.")
 UNPARSABLE = Row((), "unparsable", 400, "Validation", "The request is not valid HTTP.")
+HEAD_TOO_LARGE = Row((), "head_too_large", 431, "Validation", "The request header fields are too large.")
 
 OURS = ("Error", "server_error")
 """The values of `error` that stand for a fault of ours."""

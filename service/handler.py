@@ -315,11 +315,19 @@ def unexpected(row: Row, fault: Exception, path: str) -> Response:
     return answer(row, request_id, beside=NO_CACHE if path == TOKEN_PATH else {})
 
 
-def refused_by_parser(client_address: str | None, error: BaseException | None) -> Response:
-    """The answer to what is no HTTP. The parser's text is dropped: it can quote a body with a secret in it."""
+def overloaded(row: Row, path: str) -> Response:
+    """The answer for what there is no room for at a path; `row` is the one with this name."""
+    return answer(row, new_request_id(), beside=NO_CACHE if path == TOKEN_PATH else {})
+
+
+def refused_by_parser(client_address: str | None, error: BaseException | None, *, too_large: bool) -> Response:
+    """The answer to a head that is too large, or else to what is no HTTP.
+
+    The parser's text is dropped: it can quote a body with a secret in it.
+    """
     peer = client_address and plain(client_address)
     structlog.get_logger().warning("http.refused", exception=type(error).__name__, client_address=peer)
-    return answer(contract.UNPARSABLE, new_request_id(), close=True)
+    return answer(contract.HEAD_TOO_LARGE if too_large else contract.UNPARSABLE, new_request_id(), close=True)
 
 
 def log_untrusted_forward(peer: str, header: str) -> None:

@@ -34,14 +34,15 @@ _NO_GRANT = {"missing_token", "account_unclaimed"} | _REVOCATION
 def describe(issuer: str, version: str, auth: Sequence[Row], oauth: Sequence[Row]) -> Json:
     """The document. `auth` and `oauth` are the rows of `contract.TABLE` and `contract.OAUTH` as configured."""
     unexpected = next(row for row in auth if row.reason == "unexpected")
-    beside = (contract.UNPARSABLE, contract.OAUTH_METHOD_NOT_ALLOWED)
+    overloaded = next(row for row in auth if row.reason == "overloaded")
+    beside = (contract.UNPARSABLE, contract.HEAD_TOO_LARGE, contract.OAUTH_METHOD_NOT_ALLOWED)
     responses = {
-        "Auth": _refusals([*auth, contract.UNPARSABLE, contract.METHOD_NOT_ALLOWED]),
+        "Auth": _refusals([*auth, contract.UNPARSABLE, contract.HEAD_TOO_LARGE, contract.METHOD_NOT_ALLOWED]),
         "Token": _refusals([*(row for row in oauth if row.reason not in _NO_GRANT), *beside], NO_CACHE),
         "Introspect": _refusals([*(row for row in oauth if row.reason not in _GRANT | _REVOCATION), *beside]),
         "Revoke": _refusals([*(row for row in oauth if row.reason not in _GRANT), *beside]),
         "Read": {
-            **_refusals([contract.UNPARSABLE, unexpected]),
+            **_refusals([contract.UNPARSABLE, contract.HEAD_TOO_LARGE, unexpected, overloaded]),
             **_refusals([contract.ONLY_TO_BE_READ], ANY_ORIGIN),
         },
     }
@@ -336,7 +337,7 @@ def _text(texts: Sequence[str]) -> Json:
 
 
 # What answers these is not the endpoint.
-_FROM_ELSEWHERE = {contract.UNPARSABLE, contract.OAUTH_METHOD_NOT_ALLOWED}
+_FROM_ELSEWHERE = {contract.UNPARSABLE, contract.HEAD_TOO_LARGE, contract.OAUTH_METHOD_NOT_ALLOWED}
 
 
 def _headers(fields: Mapping[str, str]) -> Json:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import aiohttp
@@ -21,6 +21,7 @@ from service import config, logs
 from service.accounts import AccountDesk
 from service.app import ACCOUNTS, LOG, READER, Service
 from service.clock import wall_clock
+from service.connection import Server
 from service.model import Role
 
 ACCOUNT = "5723073937d63a18396a1bae"
@@ -99,6 +100,11 @@ class Running:
         self.database = service.settings.database
         self.directory = service.settings.storage.directory
         self.desk = AccountDesk(service.app[LOG], service.app[READER], wall_clock, service.app[ACCOUNTS].hasher)
+
+    @property
+    def server(self) -> Server:
+        """What takes its connections."""
+        return cast(Server, self.service._runner.server)
 
     async def add(
         self,

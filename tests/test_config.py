@@ -23,8 +23,13 @@ ROOT = Path(__file__).parents[1]
 BOUNDS: dict[str, tuple[list[Any], list[Any]]] = {
     "http.host": (["::1", "0.0.0.0", "auth.example.com", "a_b-c", "a."], ["", "a b", "http://a", "a..b", "a" * 64, 5]),
     "http.port": ([0, 65_535, "80"], [-1, 65_536, "", "80 ", 80.0, True, "８０", None, "1" * 30, [80]]),
+    "http.header_timeout": (["1ms", "10m"], ["0", "601s"]),
     "http.body_timeout": (["1ms", "10m", "600s"], ["0", "0ms", "601s", "10", 10, "1.5s", "-1s", "1S", " 1s", "1w", ""]),
+    "http.write_timeout": (["1ms", "10m"], ["0", "601s"]),
     "http.keepalive_timeout": (["1s", "1000ms", "1h"], ["999ms", "3601s", "0"]),
+    "http.max_connections": ([1, 1_000_000], [0, 1_000_001]),
+    "http.max_in_flight": ([1, 1_000_000], [0, 1_000_001]),
+    "http.drain_grace": (["0", "10m"], ["601s", "-1s"]),
     "http.shutdown_timeout": (["1ms", "10m"], ["0", "11m"]),
     "http.server_error_status": ([400, 500, "503"], [200, 401, "", "400.0", True]),
     "http.account_errors": (["documented", "uniform"], ["Uniform", "", True]),

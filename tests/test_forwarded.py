@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from service.app import CannotListen
 from service.forwarded import FORWARDED, MAX_HEADER_LENGTH, X_FORWARDED_FOR, Clients, parse_network, plain
+from service.listeners import CannotListen
 from tests.conftest import Start
 from tests.harness import Running, answers, logged
 

@@ -28,7 +28,7 @@ def command(
     interrupt.end_at_once()  # until the event loop has a handler of its own
     # The web framework takes longer to import than most commands take in all, and this one alone needs it.
     from service import logs
-    from service.app import CannotListen
+    from service.listeners import CannotListen
 
     chosen = owners_settings(context, config)
     if not os.access(sys.executable, os.X_OK):
