@@ -13,7 +13,7 @@ from attrs import frozen
 from events.checkpoint import Checkpoint, CheckpointError, Verifier, parse
 from events.merkle import HASH_BYTES, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL, AttemptEvent, Event
-from events.replay import Counts, Fault, Stretch, read
+from events.replay import Counts, Fault, Grant, Stretch, read
 from events.sqlite import LogRow, SqliteReader
 
 _BEFORE_ALL, _BEHIND_ALL = -(2**63), 2**63 - 1  # SQLite's rowids: an event below 0 would stand before the first
@@ -39,7 +39,7 @@ class Mark:
 class Chunk:
     """The events from `first` up to, not with, `end` hold, by themselves; `fault` is why not more of them do.
 
-    `counts`, `begun` and `left` are those of their `Stretch`.
+    `counts`, `begun`, `left` and `grants` are those of their `Stretch`.
     """
 
     first: int
@@ -47,6 +47,7 @@ class Chunk:
     counts: Counts
     begun: set[str]
     left: list[tuple[int, Event]]
+    grants: list[tuple[int, Grant]]
     roots: list[bytes]  # of the whole tiles that are stored as their events give them
     marks: list[Mark]
     fault: Fault | None
@@ -78,6 +79,7 @@ def read_chunk(
         counts=stretch.counts,
         begun=stretch.begun,
         left=stretch.left,
+        grants=stretch.grants,
         roots=roots,
         marks=list(_marks(reader, first, held, leaves, verifier)),
         fault=fault,

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from events.batch import Batch, OpenAttempt, Outcome, Part, Write
+from events.batch import Basis, Batch, OpenAttempt, Outcome, Part, Superseded, Write
 from events.codec import encode, timestamp
 from events.records import TERMINAL, AttemptEvent, AuthInterrupted, Event
 
@@ -34,6 +34,9 @@ class Store(Protocol):
 
     async def reopen(self) -> None:
         """Let go of what there is, whatever state it is in, and read it from disk again."""
+
+    async def own(self) -> None:
+        """From now on nobody who owned the store before can append to it: that raises `Superseded` there."""
 
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Put the batch on disk, settle it and give its outcomes, or raise: nothing is known then."""
@@ -83,6 +86,8 @@ class EventLog:
         await self._store.open()
         try:
             if owns_attempts:
+                await self._store.own()
+                # A crash here leaves a store that the service before cannot write, and this start's attempts: none.
                 await self._close_open_attempts()
         except BaseException:
             await self._store.close()
@@ -121,8 +126,17 @@ class EventLog:
         else:
             self._append([body])
 
-    async def commit(self, events: Sequence[Event], *, epoch: int | None = None, write: Write | None = None) -> Outcome:
+    async def commit(
+        self,
+        events: Sequence[Event],
+        *,
+        epoch: int | None = None,
+        write: Write | None = None,
+        basis: Basis | None = None,
+    ) -> Outcome:
         """Queue events and return once they are on disk, or, with a `write` that was not done, are not.
+
+        With a `basis` they are on disk only if it holds at their place in the log.
 
         Raises `LogUnavailable` when neither can be promised.
         """
@@ -136,9 +150,9 @@ class EventLog:
                 self._pending.opened.discard(closes)
             else:
                 self._pending.closed.add(closes)
-        self._append(bodies, write, closes)
+        self._append(bodies, write, closes, basis)
         waiter: asyncio.Future[Outcome] = self._loop.create_future()
-        self._pending.wait(waiter)
+        self._pending.wait(waiter, guarded=basis is not None)
         return await waiter
 
     async def close_open_attempts(self) -> None:
@@ -171,16 +185,17 @@ class EventLog:
         closed = {orphan.request_id for orphan in orphans}
         await self._store.append(Batch(parts=[Part(bodies)], closed=closed, size=len(bodies)))
 
-    def _append(self, bodies: list[bytes], write: Write | None = None, closes: str | None = None) -> None:
-        pending = self._pending
-        if not pending.parts:
+    def _append(
+        self,
+        bodies: list[bytes],
+        write: Write | None = None,
+        closes: str | None = None,
+        basis: Basis | None = None,
+    ) -> None:
+        if not self._pending.parts:
             self._idle.clear()
             self._wake.set()
-        if write is None and pending.parts and pending.parts[-1].write is None:
-            pending.parts[-1].bodies.extend(bodies)
-        else:
-            pending.parts.append(Part(bodies, write, closes))
-        pending.size += len(bodies)
+        self._pending.add(bodies, write, closes, basis)
 
     async def _write(self) -> None:
         while True:
@@ -193,7 +208,7 @@ class EventLog:
                 except Exception as error:
                     # Whatever it is: were the writer to end here, every caller would wait for ever.
                     self._on_fault(error)
-                    await self._start_over(batch)
+                    await self._start_over(batch, error)
             self._answered = 0
             self._idle.set()
 
@@ -206,7 +221,7 @@ class EventLog:
         self._answered = len(batch.waiters)
         return batch
 
-    async def _start_over(self, batch: Batch) -> None:
+    async def _start_over(self, batch: Batch, error: Exception) -> None:
         # What was queued behind the failed batch may continue attempts that it began.
         self._ready = False
         self._epoch += 1
@@ -215,12 +230,14 @@ class EventLog:
         for waiter in batch.waiters + lost.waiters:
             if not waiter.future.done():
                 waiter.future.set_exception(LogUnavailable())
-        while True:
+        # Without a bound: a disk that comes back after a week needs no restart.
+        while not isinstance(error, Superseded):
             try:
                 await self._store.reopen()
                 if self._owns_attempts:
                     await self._close_open_attempts()
-            except Exception as error:
+            except Exception as found:
+                error = found
                 self._on_fault(error)
                 await asyncio.sleep(self._retry_seconds)
             else:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
+from typing import NamedTuple
 
 import attrs
 import msgspec
@@ -129,6 +130,8 @@ def _steps() -> dict[type[AttemptEvent], set[type[AttemptEvent]]]:
         for kind in stopped:
             steps[kind] = {AuthDenied if issubclass(kind, Refused) else AuthFailed, AuthInterrupted}
         last = passed
+    # Where the key that signed was retired meanwhile, another one signs, or none can.
+    steps[TokenEncoded] |= {TokenEncoded, TokenFailed}
     # One transaction: neither is ever on record without the other.
     steps[last] = {AuthGranted}
     return steps | {terminal: set() for terminal in (AuthGranted, AuthDenied, AuthFailed, AuthInterrupted)}
@@ -147,6 +150,7 @@ class Attempt:
 
     first: int
     last: AttemptEvent
+    kid: str = ""  # of the key that signed last
 
     @classmethod
     def begin(cls, seq: int, event: AttemptEvent) -> "Attempt":
@@ -174,7 +178,27 @@ class Attempt:
             ended_by = (last.STAGE, last.reason) if isinstance(last, Refused | Failed) else (None, "unexpected")
             if (event.stage, event.reason) != ended_by:
                 raise Fault(seq, f"has another stage or reason than {last.TYPE} before it gives")
+        elif isinstance(event, TokenEncoded):
+            self.kid = event.kid
         self.last = event
+
+    def grant(self, seq: int, stored: AttemptEvent, event: AttemptEvent) -> "Grant | None":
+        """What was granted, if `event`, behind `stored`, is a grant."""
+        if not isinstance(event, AuthGranted):
+            return None
+        assert isinstance(stored, SecretStored)  # nothing else leads to it
+        at = _microseconds(seq, event.recorded_at)
+        return Grant(str(event.account), stored.version, self.kid, at, stored.action == "claimed")
+
+
+class Grant(NamedTuple):
+    """A token that was granted: for which secret, under which key, and when, in microseconds since 1970."""
+
+    account: str
+    version: int
+    kid: str
+    at: int
+    claims: bool
 
 
 def _check_subject(seq: int, event: AttemptEvent) -> None:
@@ -249,13 +273,15 @@ class Stretch:
     """Events in a row, applied without those before them, wherever in the log they lie.
 
     `counts` has what comes out the same whatever was before: the attempts that begin and end here and change no
-    account. `left` is all the rest. A `Replay` that applies that, and adds the counts, stands as if it had
-    applied every event, unless an attempt `begun` here was open already: those that are `known` to be are left.
+    account. `left` is all the rest, and `grants` is what the former granted. A `Replay` that applies both in order, and
+    adds the counts, stands as if it had applied every event, unless an attempt `begun` here was open already: those
+    that are `known` to be are left.
     """
 
     known: Container[str] = ()  # request ids
     counts: Counts = field(factory=Counts)
     begun: set[str] = field(factory=set)  # request ids
+    grants: list[tuple[int, Grant]] = field(factory=list)
     _left: list[tuple[int, Event]] = field(factory=list)
     _open: dict[str, tuple[Attempt, list[tuple[int, Event]]]] = field(factory=dict)
 
@@ -279,20 +305,19 @@ class Stretch:
             steps.append((seq, event))
             if event.TYPE in TERMINAL:
                 del self._open[event.request_id]
-                if _claims(last, event):
+                grant = attempt.grant(seq, last, event)
+                if grant is not None and grant.claims:
                     self._left += steps
-                else:
-                    self.counts.events.update([step.TYPE for _, step in steps])
-                    self.counts.end(event)
+                    return
+                if grant is not None:
+                    self.grants.append((seq, grant))
+                self.counts.events.update([step.TYPE for _, step in steps])
+                self.counts.end(event)
         elif event.position == 0 and event.request_id not in self.known:
             self._open[event.request_id] = Attempt.begin(seq, event), [(seq, event)]
             self.begun.add(event.request_id)
         else:
             self._left.append((seq, event))
-
-
-def _claims(last: AttemptEvent, event: AttemptEvent) -> bool:
-    return isinstance(event, AuthGranted) and isinstance(last, SecretStored) and last.action == "claimed"
 
 
 @mutable
@@ -354,12 +379,27 @@ class Replay(Counts):
         if event.TYPE in TERMINAL:
             del self.open[event.request_id]
             self.end(event)
-        if _claims(last, event):
-            assert isinstance(last, SecretStored)
-            account = self.accounts.get(str(last.account))
-            if account is None or account.secret_version is not None or account.status != "active" or last.version != 1:
-                raise Fault(seq, "claims an account that could not be claimed")
+            grant = attempt.grant(seq, last, event)
+            if grant is not None:
+                self.grant(seq, grant)
+
+    def grant(self, seq: int, grant: Grant) -> None:
+        """Hold a grant to the state that the events before it leave. Raises `Fault` where that forbids it."""
+        account, key = self.accounts.get(grant.account), self.keys.get(grant.kid)
+        _expect(seq, account is not None, "grants a token to an account that there is not")
+        assert account is not None
+        _expect(seq, account.status == "active", "grants a token to an account that is suspended")
+        if grant.claims:
+            claimable = account.secret_version is None and grant.version == 1
+            _expect(seq, claimable, "claims an account that could not be claimed")
+            opened = account.claim_until is not None and grant.at < account.claim_until
+            _expect(seq, opened, "claims an account whose claim window is closed")
             account.secret_version, account.secrets = 1, {1: None}
+        _expect(seq, grant.version in account.secrets, f"grants a token for secret {grant.version}, which is no more")
+        end = account.secrets[grant.version]
+        _expect(seq, end is None or grant.at < end, f"grants a token for secret {grant.version}, whose overlap is over")
+        signs = key is not None and key.state in ("published", "active")
+        _expect(seq, signs, "grants a token under a key that is retired, withdrawn or not on record")
 
     def _change(self, seq: int, event: AccountEvent, now: int) -> None:
         if isinstance(event, AccountCreated):

@@ -45,15 +45,17 @@ CREATE TABLE tiles (
 ) STRICT, WITHOUT ROWID;
 
 -- The head of the tree, moved by whatever appends: how many leaves, the roots of the perfect subtrees they
--- make, largest first, and the hashes of the leaves that no complete tile has yet.
+-- make, largest first, and the hashes of the leaves that no complete tile has yet. `owner` is the token of the service
+-- that started last: no other one appends.
 CREATE TABLE tree (
     id     INTEGER PRIMARY KEY CHECK (id = 0),
     size   INTEGER NOT NULL,
     nodes  BLOB NOT NULL,
-    leaves BLOB NOT NULL
+    leaves BLOB NOT NULL,
+    owner  BLOB NOT NULL
 ) STRICT;
 
-INSERT INTO tree VALUES (0, 0, x'', x'');
+INSERT INTO tree VALUES (0, 0, x'', x'', x'');
 
 -- Every checkpoint that was signed, as C2SP signed notes. None is needed to go on; all are checked by `verify`.
 CREATE TABLE checkpoints (
@@ -67,15 +69,20 @@ CREATE TABLE open_attempts (
 ) STRICT, WITHOUT ROWID;
 
 -- Times are microseconds since 1970-01-01 UTC. `claim_until` is null where claiming is
--- forbidden, `secret_version` is null until a first secret is stored.
+-- forbidden, `secret_version` is null until a first secret is stored. Every write to the account or to its secrets moves
+-- `version`: whoever read the account, and appends what rests on that, says at which version it was.
 CREATE TABLE accounts (
     account        TEXT PRIMARY KEY,
     status         TEXT NOT NULL CHECK (status IN ('active', 'suspended')),
     created_at     INTEGER NOT NULL,
     claim_until    INTEGER,
     secret_version INTEGER,
-    role           TEXT CHECK (role IN ('verifier'))
+    role           TEXT CHECK (role IN ('verifier')),
+    version        INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER accounts_move_version AFTER UPDATE ON accounts WHEN new.version IS old.version
+BEGIN UPDATE accounts SET version = version + 1 WHERE account = new.account; END;
 
 -- The one thing kept out of the log. `expires_at` is set while a secret overlaps its successor.
 CREATE TABLE secrets (
@@ -87,6 +94,15 @@ CREATE TABLE secrets (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX secrets_expires_at ON secrets (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TRIGGER inserted_secrets_move_version AFTER INSERT ON secrets
+BEGIN UPDATE accounts SET version = version + 1 WHERE account = new.account; END;
+
+CREATE TRIGGER updated_secrets_move_version AFTER UPDATE ON secrets
+BEGIN UPDATE accounts SET version = version + 1 WHERE account IN (old.account, new.account); END;
+
+CREATE TRIGGER deleted_secrets_move_version AFTER DELETE ON secrets
+BEGIN UPDATE accounts SET version = version + 1 WHERE account = old.account; END;
 
 -- Tokens taken back one by one, each until a day after it expired: `expires_at` is in seconds, as the token's `exp` is.
 CREATE TABLE revoked_tokens (

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from attrs import frozen, mutable
 
-from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.batch import Batch, Guard, OpenAttempt, Outcome, Part, StoreError, Superseded
 from events.files import cannot, sqlite_denial
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hashes, split_hashes
 from events.records import TERMINAL
@@ -32,6 +32,8 @@ SCHEMA_VERSION = 5
 CHECKPOINT_PAGES = 250
 """How long the write-ahead log grows before it is copied into the database. A commit that does so is late by
 8 to 10 µs a page; at SQLite's own 1000 pages that is what the slowest hundredth of the requests waited for."""
+
+MAX_VERSIONS = 100_000  # accounts whose version a writer remembers: about 15 MB
 
 KEPT_WAL_BYTES = 4 * 1024 * 1024
 """What the write-ahead log is cut to at the first commit after a long reader has left. While one reads, it can only
@@ -66,7 +68,11 @@ _TERMINAL = ", ".join(f"'{tag}'" for tag in TERMINAL)
 
 # What the writer runs, in the order a batch needs it.
 _SIZE = "SELECT coalesce(max(seq) + 1, 0) FROM log"
-_TREE_SIZE = "SELECT size FROM tree"
+_TREE_SIZE = "SELECT size, owner FROM tree"
+_OWN = "UPDATE tree SET owner = ?"
+_DATA_VERSION = "PRAGMA data_version"
+_ACCOUNT_VERSION = "SELECT version FROM accounts WHERE account = ?"
+_KEY_LIVES = "SELECT 1 FROM signing_keys WHERE kid = ? AND state IN ('published', 'active')"
 _TREE = "SELECT size, nodes, leaves FROM tree"
 _MOVE = "UPDATE tree SET size = ?, nodes = ?, leaves = ?"
 _TILE = "INSERT INTO tiles (level, tile, root, hashes) VALUES (?, ?, ?, ?)"
@@ -92,19 +98,19 @@ _SIGN_NO_MORE = (
 _WRITES: dict[str, tuple[str, ...]] = {
     # The first statement is the guard: where it changes no row, the write is lost. `:seq` is that of its first event.
     "create_account": (
-        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role)"
-        " VALUES (:account, 'active', :now, :claim_until, NULL, :role) ON CONFLICT DO NOTHING",
+        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role, version)"
+        " VALUES (:account, 'active', :now, :claim_until, NULL, :role, 1) ON CONFLICT DO NOTHING",
     ),
     "create_account_with_secret": (
-        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role)"
-        " VALUES (:account, 'active', :now, :claim_until, 1, :role) ON CONFLICT DO NOTHING",
+        "INSERT INTO accounts (account, status, created_at, claim_until, secret_version, role, version)"
+        " VALUES (:account, 'active', :now, :claim_until, 1, :role, 1) ON CONFLICT DO NOTHING",
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, 1, :verifier)",
     ),
     "suspend": ("UPDATE accounts SET status = 'suspended' WHERE account = :account AND status = 'active'",),
     "resume": ("UPDATE accounts SET status = 'active' WHERE account = :account AND status = 'suspended'",),
     "claim": (
         "UPDATE accounts SET secret_version = 1"
-        " WHERE account = :account AND secret_version IS NULL AND status = 'active'",
+        " WHERE account = :account AND secret_version IS NULL AND status = 'active' AND claim_until > :now",
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, 1, :verifier)",
     ),
     "rehash": (
@@ -114,10 +120,10 @@ _WRITES: dict[str, tuple[str, ...]] = {
     ),
     "rotate": (
         "UPDATE accounts SET secret_version = :version WHERE account = :account AND secret_version IS :replaced"
-        " AND (:salted_as IS NULL OR EXISTS (SELECT 1 FROM secrets"
-        " WHERE account = :account AND version = :replaced AND verifier = :salted_as))",
+        " AND (:overlapped IS NULL OR EXISTS (SELECT 1 FROM secrets"
+        " WHERE account = :account AND version = :replaced AND verifier = :overlapped))",
         "DELETE FROM secrets WHERE account = :account AND (version IS NOT :replaced OR :overlap_until IS NULL)",
-        "UPDATE secrets SET expires_at = :overlap_until WHERE account = :account",
+        "UPDATE secrets SET expires_at = :overlap_until, verifier = :overlapping WHERE account = :account",
         "INSERT INTO secrets (account, version, verifier) VALUES (:account, :version, :verifier)",
     ),
     "retire": ("DELETE FROM secrets WHERE account = :account AND version = :version AND expires_at <= :before",),
@@ -160,6 +166,10 @@ _WRITES: dict[str, tuple[str, ...]] = {
 }
 
 
+class _NotOpen(StoreError):
+    """An event ends an attempt that is not open in the store."""
+
+
 class BrokenStore(StoreError):
     """What is stored is not what this program left there."""
 
@@ -189,6 +199,11 @@ class SqliteWriter:
         self._sqlite = find_sqlite()
         self._connection: Any = None
         self._tree: _Tree | None = None  # as of the last commit; None where that is not known
+        self.owner = b""  # its token in the database; empty for a command, which owns nothing
+        # What guards have found, for as long as the tables are as they were.
+        self._versions: dict[str, int] = {}
+        self._live_keys: set[str] = set()
+        self._data_version = -1
 
     @property
     def sqlite_version(self) -> str:
@@ -213,8 +228,17 @@ class SqliteWriter:
         if connection is not None:
             connection.close()
 
+    def own(self, owner: bytes) -> None:
+        """Put the token of an owner into the database. From then on every append of another owner is refused."""
+        with self._named("cannot write"):
+            self._opened().execute(_OWN, (owner,))  # a transaction of its own: on disk when it returns
+        self.owner = owner
+
     def append(self, batch: Batch) -> list[Outcome]:
-        """Commit `batch`, and say what became of each part. After an error nothing is known of any."""
+        """Commit `batch`. Say what became of each part, then of each guard of a part without a write.
+
+        After an error nothing is known of any. Raises `Superseded` where another owner has taken over.
+        """
         with self._named("cannot write"):
             return self._append(self._opened(), batch)
 
@@ -270,24 +294,36 @@ class SqliteWriter:
 
     def _append(self, connection: Any, batch: Batch) -> list[Outcome]:
         tree, self._tree = self._tree, None
+        # A crash before the COMMIT leaves nothing of the batch; one behind it leaves all of it, unanswered.
         connection.execute("BEGIN IMMEDIATE")
         try:
-            (size,) = connection.execute(_TREE_SIZE).fetchone()
+            size, owner = connection.execute(_TREE_SIZE).fetchone()
+            if self.owner not in (b"", owner):
+                raise Superseded(f"another service has taken over {self.path}: stop one of the two")
+            self._forget_if_changed(connection)
             if tree is None or tree.size != size:  # another process appended
                 size, nodes, leaves = connection.execute(_TREE).fetchone()
                 tree = _Tree(Frontier(size, split_hashes(nodes)), split_hashes(leaves))
-            if batch.opened:
-                connection.execute(_OPEN, (_json(batch.opened),))
-            outcomes = []
+            opened, closed = set(batch.opened), set(batch.closed)
+            outcomes: list[Outcome] = []
+            guarded: list[Outcome] = []
             appended: list[bytes] = []
             for part in batch.parts:
-                outcome = Outcome.DONE if part.write is None else self._try(connection, part, size + len(appended))
+                outcome, bodies = Outcome.DONE, part.bodies
+                if part.write is not None:
+                    outcome = self._try(connection, part, size + len(appended), opened, closed)
+                elif part.guards:
+                    found = [self._check(connection, guard) for guard in part.guards]
+                    guarded += found
+                    bodies = _without_refused(part, found, opened, closed)
                 if outcome is Outcome.DONE:
-                    connection.execute(_APPEND, (size + len(appended), _array(part.bodies)))
-                    appended += part.bodies
+                    connection.execute(_APPEND, (size + len(appended), _array(bodies)))
+                    appended += bodies
                 outcomes.append(outcome)
-            if batch.closed:
-                connection.execute(_CLOSE, (_json(batch.closed),))
+            if opened:
+                connection.execute(_OPEN, (_json(opened),))
+            if closed and connection.execute(_CLOSE, (_json(closed),)).rowcount != len(closed):
+                raise _NotOpen(f"cannot write {self.path}: an attempt was to end that is not open")
             for level, tile, root, hashes in _grow(tree, appended):
                 if hashes is None:
                     below = (level - 1, tile * TILE_WIDTH, (tile + 1) * TILE_WIDTH)
@@ -296,16 +332,44 @@ class SqliteWriter:
             connection.execute(_MOVE, tree.head())
             connection.execute("COMMIT")
         except BaseException:
+            self._forget()
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self._tree = tree
-        return outcomes
+        return outcomes + guarded
 
-    def _try(self, connection: Any, part: Part, seq: int) -> Outcome:
+    def _forget(self) -> None:
+        self._versions.clear()
+        self._live_keys.clear()
+
+    def _forget_if_changed(self, connection: Any) -> None:
+        # Of this connection's own writes `_try` takes care.
+        (data_version,) = connection.execute(_DATA_VERSION).fetchone()
+        if data_version != self._data_version or len(self._versions) > MAX_VERSIONS:
+            self._forget()
+            self._data_version = data_version
+
+    def _check(self, connection: Any, guard: Guard) -> Outcome:
+        if self._versions.get(guard.account) != guard.version:
+            found = connection.execute(_ACCOUNT_VERSION, (guard.account,)).fetchone()
+            if found != (guard.version,):
+                return Outcome.STALE
+            self._versions[guard.account] = guard.version
+        if guard.kid is not None and guard.kid not in self._live_keys:
+            if connection.execute(_KEY_LIVES, (guard.kid,)).fetchone() is None:
+                return Outcome.KEY_RETIRED
+            self._live_keys.add(guard.kid)
+        return Outcome.DONE
+
+    def _try(self, connection: Any, part: Part, seq: int, opened: set[str], closed: set[str]) -> Outcome:
+        for guarded in part.guards:
+            if (outcome := self._check(connection, guarded)) is not Outcome.DONE:
+                return outcome
         assert part.write is not None
         guard, *others = _WRITES[part.write.name]
         parameters = {**part.write.parameters, "seq": seq}
+        self._forget()
         connection.execute("SAVEPOINT part")
         try:
             outcome = Outcome.LOST
@@ -313,8 +377,10 @@ class SqliteWriter:
                 outcome = Outcome.DONE
                 for statement in others:
                     connection.execute(statement, parameters)
-                if part.closes is not None:
-                    connection.execute(_CLOSE, (_json([part.closes]),))
+                if part.closes in opened:
+                    opened.discard(part.closes)
+                elif part.closes is not None:
+                    closed.add(part.closes)
         except self._sqlite.Error as error:
             if _primary_code(error) in _FATAL or not connection.in_transaction:
                 raise
@@ -322,6 +388,21 @@ class SqliteWriter:
             connection.execute("ROLLBACK TO part")
         connection.execute("RELEASE part")
         return outcome
+
+
+def _without_refused(part: Part, outcomes: list[Outcome], opened: set[str], closed: set[str]) -> list[bytes]:
+    """The bodies whose guards hold. An attempt that the others were to end is open still."""
+    bodies, kept = [], 0
+    for guard, outcome in zip(part.guards, outcomes, strict=True):
+        if outcome is Outcome.DONE:
+            continue
+        bodies += part.bodies[kept : guard.first]
+        kept = guard.end
+        if guard.closes in closed:  # it was begun in a batch before
+            closed.discard(guard.closes)
+        elif guard.closes is not None:
+            opened.add(guard.closes)
+    return bodies + part.bodies[kept:] if kept else part.bodies
 
 
 @mutable
@@ -461,7 +542,10 @@ class SecretRow:
 
 @frozen
 class AccountRow:
-    """An account as its table has it; times are microseconds since 1970."""
+    """An account as its table has it; times are microseconds since 1970.
+
+    Every write to it or to its secrets moves `version`.
+    """
 
     account: str
     status: str
@@ -469,6 +553,7 @@ class AccountRow:
     claim_until: int | None
     secret_version: int | None
     role: str | None
+    version: int
 
 
 @frozen
@@ -485,7 +570,7 @@ class KeyRow:
     published_until: int | None
 
 
-_ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version, role"
+_ACCOUNT_COLUMNS = "account, status, created_at, claim_until, secret_version, role, accounts.version"
 _KEY_COLUMNS = "kid, alg, state, created_at, activated_at, deactivated_at, retired_at, published_until"
 _BODY = "CAST(body AS BLOB)"  # as text, a body that is no UTF-8 could not even be looked at
 
@@ -687,13 +772,13 @@ class SqliteReader:
     def account_secrets(self, account: str) -> tuple[AccountRow, list[SecretRow]] | None:
         """The account and its stored secrets, the newest first."""
         rows = self._rows(
-            f"SELECT {_ACCOUNT_COLUMNS}, version, verifier, expires_at"
-            " FROM accounts LEFT JOIN secrets USING (account) WHERE account = ? ORDER BY version DESC",
+            f"SELECT {_ACCOUNT_COLUMNS}, secrets.version, verifier, expires_at"
+            " FROM accounts LEFT JOIN secrets USING (account) WHERE account = ? ORDER BY secrets.version DESC",
             (account,),
         )
         if not rows:
             return None
-        return AccountRow(*rows[0][:6]), [SecretRow(*row[6:]) for row in rows if row[6] is not None]
+        return AccountRow(*rows[0][:7]), [SecretRow(*row[7:]) for row in rows if row[7] is not None]
 
     def accounts(self, after: str = "", limit: int = 1000) -> list[AccountRow]:
         """At most `limit` accounts whose id sorts behind `after`."""
@@ -709,15 +794,15 @@ class SqliteReader:
         """
         rows = self._rows(
             "SELECT account, coalesce(status, ''), coalesce(created_at, 0), claim_until, secret_version, role,"
-            "       version, expires_at"
+            "       accounts.version, secrets.version, expires_at"
             " FROM (SELECT account FROM accounts WHERE account > :after"
             "       UNION SELECT account FROM secrets WHERE account > :after ORDER BY account LIMIT :limit)"
-            " LEFT JOIN accounts USING (account) LEFT JOIN secrets USING (account) ORDER BY account, version",
+            " LEFT JOIN accounts USING (account) LEFT JOIN secrets USING (account) ORDER BY account, secrets.version",
             {"after": after, "limit": limit},
         )
         return [
-            (account, {row[6]: row[7] for row in group if row[6] is not None})
-            for account, group in groupby(rows, lambda row: AccountRow(*row[:6]))
+            (account, {row[7]: row[8] for row in group if row[7] is not None})
+            for account, group in groupby(rows, lambda row: AccountRow(*row[:7]))
         ]
 
     def expired_secrets(self, now: int) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ the tree above all, would take the event loop's time in a thread.
 """
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import aiosqlite
 import msgspec
 from attrs import frozen
 
-from events.batch import Batch, OpenAttempt, Outcome, StoreError
+from events.batch import Batch, OpenAttempt, Outcome, StoreError, Superseded
 from events.process import interpreter
 from events.sqlite import SqliteWriter, find_sqlite
 from events.writer import (
@@ -30,12 +31,15 @@ from events.writer import (
     Failed,
     FindOpen,
     Found,
+    Own,
     Reopen,
     Request,
     message,
 )
 
 T = TypeVar("T")
+
+OWNER_BYTES = 16
 
 PROGRAM = "from events.writer import main; main()"
 
@@ -85,6 +89,10 @@ class SqliteStore:
         await self.close()
         await self.open()
 
+    async def own(self) -> None:
+        """From now on nobody who owned the database before can append to it. Raises `StoreError`."""
+        await self._run(lambda: self._writer.own(os.urandom(OWNER_BYTES)))
+
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
         outcomes = await self._run(lambda: self._writer.append(batch))
@@ -113,6 +121,7 @@ class SqliteProcess:
         self._path = path
         self._arguments = (str(path.absolute()), "create" if create else "", str(lock_timeout_seconds))
         self._held = held
+        self._owner = b""
         self._running: _Running | None = None
 
     @property
@@ -138,7 +147,8 @@ class SqliteProcess:
             await asyncio.get_running_loop().create_unix_connection(lambda: answers, sock=ours)
             before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # it has them blocked until it ignores them
             try:
-                process = interpreter(PROGRAM, *self._arguments, stdin=theirs.fileno(), held=self._held)
+                arguments = (*self._arguments, self._owner.hex())
+                process = interpreter(PROGRAM, *arguments, stdin=theirs.fileno(), held=self._held)
             except OSError:
                 answers.opened.cancel()
                 answers.close()
@@ -163,6 +173,12 @@ class SqliteProcess:
             await self.open()
         else:
             await self._running.answers.ask(Reopen())
+
+    async def own(self) -> None:
+        """From now on nobody who owned the database before can append to it. Raises `StoreError`."""
+        owner = os.urandom(OWNER_BYTES)
+        await self._ask(Own(owner))
+        self._owner = owner  # another process that writes goes on under it
 
     async def append(self, batch: Batch) -> Sequence[Outcome]:
         """Commit `batch` and settle it. Raises `StoreError` where the transaction could not begin, run or commit."""
@@ -206,7 +222,7 @@ class _Answers(asyncio.Protocol):
                 break
             answer: Answer = self._decode(self._received[LENGTH_BYTES:end])
             del self._received[:end]
-            self._tell(StoreError(answer.text) if isinstance(answer, Failed) else answer)
+            self._tell(_error(answer) if isinstance(answer, Failed) else answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended.set_result(None)
@@ -245,6 +261,10 @@ class _Answers(asyncio.Protocol):
             waiting.set_exception(answer)
         else:
             waiting.set_result(answer)
+
+
+def _error(failed: Failed) -> StoreError:
+    return Superseded(failed.text) if failed.superseded else StoreError(failed.text)
 
 
 @frozen

@@ -16,7 +16,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from heapq import merge
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 
 import attrs
@@ -28,7 +30,7 @@ from events.export import tiles
 from events.export.tiles import TileDirectory
 from events.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, Read, frontier, tree_root
 from events.records import SWEEP_AFTER_US, AuditRollbackAccepted, Event
-from events.replay import NO_END, AccountState, Fault, KeyState, Replay, read
+from events.replay import NO_END, AccountState, Fault, Grant, KeyState, Replay, read
 from events.schema import Difference
 from events.sqlite import PAGE, BrokenStore, SqliteReader
 from events.workers import Pace, read_chunks
@@ -138,7 +140,8 @@ def _live_accounts(reader: SqliteReader) -> Iterator[AccountState]:
     after = ""
     while page := reader.account_states(after):
         for account, secrets in page:
-            yield AccountState(**attrs.asdict(account), secrets=secrets)
+            of_log = attrs.asdict(account, filter=lambda member, _: member.name != "version")
+            yield AccountState(**of_log, secrets=secrets)
         after = page[-1][0].account
 
 
@@ -206,13 +209,17 @@ class _Reading:
         known = frozenset(self.replay.open)
         if not known.isdisjoint(chunk.begun):
             again = read_chunk(self._reader, chunk.first, chunk.end, None, known)
-            chunk = attrs.evolve(chunk, counts=again.counts, left=again.left)
+            chunk = attrs.evolve(chunk, counts=again.counts, left=again.left, grants=again.grants)
         end, fault = self._follow_tree(chunk) or (chunk.end, chunk.fault)
         try:
-            for seq, event in chunk.left:
+            in_order: Iterator[tuple[int, Event | Grant]] = merge(chunk.left, chunk.grants, key=itemgetter(0))
+            for seq, step in in_order:
                 if seq >= end:
                     break
-                self._apply(seq, event)
+                if isinstance(step, Grant):
+                    self.replay.grant(seq, step)
+                else:
+                    self._apply(seq, step)
         except Fault as found:
             end, fault = seq, found
         if end < chunk.end:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError
+from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError, Superseded
 from events.sqlite import SqliteWriter
 
 LENGTH_BYTES = 4
@@ -31,6 +31,12 @@ class Append(msgspec.Struct, tag=True):
     parts: list[Part]
     opened: set[str]
     closed: set[str]
+
+
+class Own(msgspec.Struct, tag=True):
+    """Ask to put the token of an owner into the database."""
+
+    owner: bytes
 
 
 class FindOpen(msgspec.Struct, tag=True):
@@ -58,12 +64,13 @@ class Found(msgspec.Struct, tag=True):
 
 
 class Failed(msgspec.Struct, tag=True):
-    """The text of a `StoreError`."""
+    """The text of a `StoreError`, which may be `Superseded`."""
 
     text: str
+    superseded: bool = False
 
 
-Request = Append | FindOpen | Reopen | Close
+Request = Append | Own | FindOpen | Reopen | Close
 Answer = Done | Found | Failed
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -92,27 +99,31 @@ def _next(requests: BinaryIO) -> Request:
     return request
 
 
-def _answer(request: Append | FindOpen | Reopen, writer: SqliteWriter) -> Answer:
+def _answer(request: Append | Own | FindOpen | Reopen, writer: SqliteWriter) -> Answer:
     try:
         if isinstance(request, Append):
             return Done(writer.append(Batch(request.parts, request.opened, request.closed)))
+        if isinstance(request, Own):
+            writer.own(request.owner)
+            return Done([])
         if isinstance(request, FindOpen):
             return Found(writer.open_attempts())
         writer.close()
         writer.open()
         return Done([])
     except StoreError as error:
-        return Failed(str(error))
+        return Failed(str(error), isinstance(error, Superseded))
     except Exception as error:  # whoever asked has to hear of it, and of its type alone
         return Failed(f"cannot write {writer.path}: {type(error).__name__}")
 
 
 def main() -> None:
-    """Arguments: the database, "create" or "", and for how many seconds to wait for another process's lock."""
+    """Arguments: the database, "create" or "", the seconds to wait for another process's lock, the owner in hex."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    path, create, lock_timeout_seconds = sys.argv[1:]
+    path, create, lock_timeout_seconds, owner = sys.argv[1:]
     writer = SqliteWriter(Path(path), create=bool(create), lock_timeout_seconds=float(lock_timeout_seconds))
+    writer.owner = bytes.fromhex(owner)
     connection = socket.socket(fileno=sys.stdin.fileno())
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     with suppress(EOFError, OSError):

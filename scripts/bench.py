@@ -297,7 +297,7 @@ async def add_accounts(chosen: Settings, accounts: Sequence[str]) -> None:
         workers=os.cpu_count() or 1,
         queue=len(accounts),
     )
-    verifiers = await asyncio.gather(*(hasher.derive(account, EXAMPLE_SECRET) for account in accounts))
+    verifiers = await asyncio.gather(*(hasher.derive(account, EXAMPLE_SECRET, version=1) for account in accounts))
     hasher.close()
     log = EventLog(SqliteStore(chosen.database, create=False), wall_clock)
     await log.start(owns_attempts=False)

@@ -61,6 +61,9 @@ class Accounts:
             self._found[account] = self._read(account)
         return self._found[account]
 
+    def find_again(self, account: str) -> StoredAccount | None:
+        return self._read(account)
+
     def _read(self, account: str) -> StoredAccount | None:
         found = self._reader.account_secrets(account)
         if found is None:
@@ -70,25 +73,35 @@ class Accounts:
         suspended = row.status != "active"
         alive = []
         for one in stored:
-            expired = one.expires_at is not None and one.expires_at <= now
-            if suspended or expired:
+            lives = self._lives(row, one, now)
+            if suspended or not lives:
                 self._remembered.forget(account, one.version)
-            if not expired:
-                alive.append(StoredSecret(one.version, one.verifier))
+            if lives:
+                alive.append(StoredSecret(one.version, one.verifier, one.expires_at))
         return StoredAccount(
             id=account,
             suspended=suspended,
             claimable=row.secret_version is None and row.claim_until is not None and now < row.claim_until,
             secrets=tuple(alive),
             role=row.role,
+            version=row.version,
+            claim_until=row.claim_until,
         )
+
+    def _lives(self, account: AccountRow, secret: SecretRow, now: int) -> bool:
+        """Whether it is the current secret, or overlaps that one. A row that somebody put back is neither."""
+        if account.secret_version is None:
+            return False
+        if secret.expires_at is None:
+            return secret.version == account.secret_version  # what its verifier is worth is looked at with the hash
+        overlaps = secret.version == account.secret_version - 1 and now < secret.expires_at
+        return overlaps and self.hasher.is_sealed(account.account, secret.version, secret.expires_at, secret.verifier)
 
     async def match(self, account: StoredAccount, secret: str) -> tuple[StoredSecret, str] | None:
         for stored in account.secrets:
             if self._remembered.recall(account.id, stored.version, secret):
                 return stored, "remembered"
-        verifiers = [stored.verifier for stored in account.secrets]
-        index = await self.hasher.match(account.id, secret, verifiers, uniform=self._uniform)
+        index = await self.hasher.match(account.id, secret, account.secrets, uniform=self._uniform)
         if index is None:
             return None
         matched = account.secrets[index]
@@ -97,14 +110,14 @@ class Accounts:
 
     async def even_out(self) -> None:
         if self._uniform:
-            await self.hasher.derive("", "")
+            await self.hasher.derive("", "", version=0)
 
     def outdated(self, account: StoredAccount, secret: StoredSecret) -> bool:
         # While two secrets overlap they share a salt, so that one hash checks both.
         return len(account.secrets) == 1 and not secret.verifier.startswith(self.hasher.prefix)
 
-    async def derive(self, account: str, secret: str) -> str:
-        return await self.hasher.derive(account, secret)
+    async def derive(self, account: str, secret: str, version: int) -> str:
+        return await self.hasher.derive(account, secret, version=version)
 
     def remember(self, account: str, version: int, secret: str) -> None:
         self._remembered.remember(account, version, secret)
@@ -170,7 +183,7 @@ class AccountDesk:
         if secret is None:
             write = Write("create_account", parameters)
         else:
-            verifier = await self._hash(account, secret)
+            verifier = await self._the_hasher.derive(account, secret, version=1)
             write = Write("create_account_with_secret", parameters | {"verifier": verifier})
             events.append(SecretSet(recorded_at=timestamp(now), account=account, operator=operator(), version=1))
         if not await self._commit(events, write):
@@ -192,16 +205,18 @@ class AccountDesk:
 
         Raises `NoSuchAccount`.
         """
-        while True:
+        hasher = self._the_hasher
+        while True:  # without a bound: each turn another change was made to the account, and a hash takes long
             row, stored = self.show(account)
-            current = next((one for one in stored if one.expires_at is None), None)
-            overlaps = current is not None and overlap_seconds > 0
-            like = current.verifier if overlaps and current else None
-            verifier = await self._hash(account, secret, like=like)
-            now = self._clock()
-            until = now + round(overlap_seconds * 1_000_000) if overlaps else None
+            current = next((one for one in stored if one.version == row.secret_version), None)
+            overlapped = current if overlap_seconds > 0 else None
             version = (row.secret_version or 0) + 1
-            ended = [one for one in stored if one is not current or not overlaps]
+            # Two secrets that overlap share a salt, so that one hash checks both.
+            like = None if overlapped is None else overlapped.verifier
+            verifier = await hasher.derive(account, secret, version=version, like=like)
+            now = self._clock()
+            until = None if overlapped is None else now + round(overlap_seconds * 1_000_000)
+            ended = [one for one in stored if one is not overlapped]
             write = Write(
                 "rotate",
                 {
@@ -209,8 +224,9 @@ class AccountDesk:
                     "version": version,
                     "replaced": row.secret_version,
                     "verifier": verifier,
+                    "overlapped": like,
+                    "overlapping": None if overlapped is None else hasher.seal_again(account, overlapped, until),
                     "overlap_until": until,
-                    "salted_as": like,
                 },
             )
             if await self._commit(self._rotation(account, now, version, until, ended), write):
@@ -262,9 +278,10 @@ class AccountDesk:
             raise LogUnavailable
         return outcome is Outcome.DONE
 
-    async def _hash(self, account: str, secret: str, *, like: str | None = None) -> str:
+    @property
+    def _the_hasher(self) -> SecretHasher:
         assert self._hasher is not None
-        return await self._hasher.derive(account, secret, like=like)
+        return self._hasher
 
 
 async def retire_expired(log: EventLog, reader: SqliteReader, clock: Callable[[], int], before: int) -> None:

@@ -81,6 +81,7 @@ LOG = web.AppKey("LOG", EventLog)
 READER = web.AppKey("READER", SqliteReader)
 ANCHOR = web.AppKey("ANCHOR", Anchor)
 KEYS = web.AppKey("KEYS", KeyRing)
+ROTATION = web.AppKey("ROTATION", Rotation)
 ACCOUNTS = web.AppKey("ACCOUNTS", Accounts)
 DEPS = web.AppKey("DEPS", Deps)
 OAUTH = web.AppKey("OAUTH", contract.Answers)
@@ -165,7 +166,7 @@ async def _keys(app: web.Application) -> AsyncIterator[None]:
             raise StoreError(f"cannot write the signing key's row in {settings.database}") from None
     ring = app[KEYS] = KeyRing(key)
     schedule = Schedule(settings.keys.rotate_every_seconds, settings.keys.publish_before_seconds)
-    rotation = Rotation(desk, ring, reader, app[CLOCK_WATCH], directory, alg, schedule)
+    rotation = app[ROTATION] = Rotation(desk, ring, reader, app[CLOCK_WATCH], directory, alg, schedule)
     with suppress(KeyFileError, NoActiveKey):  # of a key beside the one that signs: the first run tells of it
         await rotation.follow()
     async with AsyncExitStack() as tasks:
@@ -195,6 +196,7 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
         profile=TokenProfile(settings.issuer, settings.audience, settings.tokens.ttl_seconds),
         answers=contract.Answers(settings.http.server_error_status, uniform=uniform),
         now=app[CLOCK],
+        follow_keys=app[ROTATION].try_to_follow,
     )
     app[OAUTH] = contract.Answers(settings.http.server_error_status, uniform=uniform, table=contract.OAUTH)
     yield

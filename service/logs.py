@@ -4,10 +4,8 @@ The standard library's logging comes in through the same chain, stripped of all 
 quote a request: text that is formatted already, arguments, exception texts, tracebacks.
 """
 
-import json
 import logging
 import os
-import select
 import threading
 import time
 from collections import deque
@@ -21,11 +19,6 @@ from events.checkpoint import Checkpoint
 from events.codec import timestamp
 
 MAX_PENDING_LINES = 100_000  # about 30 MB; a stdout that nobody reads may not take the service with it
-MAX_PENDING_FIRST = 100_000  # about 40 MB of checkpoints, of more than a day at the default interval
-WRITE_BYTES = 65_536  # a pipe that is read at 300 kB/s takes so much in 0.2 s
-FEW_LINES = 100  # what a drain may write, in one piece, before the lines that go first
-NOTICE_BYTES = 100  # a line that counts those dropped is shorter
-CHECKPOINT = "audit.checkpoint"
 GATHER_SECONDS = 0.02
 CLOSING_SECONDS = 2.0  # nor may it keep the service from ending
 
@@ -33,20 +26,15 @@ CLOSING_SECONDS = 2.0  # nor may it keep the service from ending
 class LineWriter:
     """Writes lines to a descriptor from a thread of its own, many at a time.
 
-    Where the descriptor takes none, the newest beyond `max_pending` are dropped, and counted in a line of their own as
-    soon as it does again. Lines that go first have a lane of their own: they wait for at most one write, and for no
-    other line. None of them is dropped but beyond `MAX_PENDING_FIRST`, where the newest takes the place of the one
-    before it.
+    Where the descriptor takes none, the newest beyond `MAX_PENDING_LINES` are dropped, and
+    counted in a line of their own as soon as it does again.
     """
 
     def __init__(self, descriptor: int, *, max_pending: int = MAX_PENDING_LINES) -> None:
         self._descriptor = descriptor
         self._max_pending = max_pending
-        self._first: deque[bytes] = deque()
         self._lines: deque[bytes] = deque()
         self._dropped = 0
-        self._told = 0  # of those dropped
-        self._torn = False  # the last line that was written has no end
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-lines", daemon=True)
@@ -60,15 +48,6 @@ class LineWriter:
         self._lines.append(line)
         if not self._wake.is_set():
             self._wake.set()
-
-    def write_first(self, line: bytes) -> None:
-        """Take a line that goes before all that wait, but for others such. It makes the one before it dispensable."""
-        if len(self._first) >= MAX_PENDING_FIRST:
-            self._first[-1] = line
-            self._dropped += 1
-        else:
-            self._first.append(line)
-        self._wake.set()
 
     def close(self) -> None:
         """Write what is left, as far as the descriptor takes it, and end."""
@@ -85,59 +64,16 @@ class LineWriter:
         self._drain()
 
     def _drain(self) -> None:
-        # Where hardly any wait, one write takes them all, and each line stands where it came.
-        if len(self._lines) <= FEW_LINES and not self._put_lines():
-            return
-        while True:
-            if self._first:
-                if not self._put(self._first[0] + b"\n"):
-                    return  # kept for the next time
-                self._first.popleft()
-            elif self._lines or self._told < self._dropped:
-                if not self._put_lines():
-                    return
-            else:
-                return
-
-    def _put_lines(self) -> bool:
-        dropped, lines = self._dropped, self._take()
-        if not self._put(self._notice(dropped - self._told) + b"".join(lines)):
-            self._dropped += len(lines)
-            return False
-        self._told = dropped
-        return True
-
-    def _take(self) -> list[bytes]:
-        """The oldest lines that fit into one write beside a notice, at least one, if there are any."""
-        lines: list[bytes] = []
-        room = WRITE_BYTES - NOTICE_BYTES
-        while self._lines and (not lines or len(self._lines[0]) < room):
-            lines.append(self._lines.popleft() + b"\n")
-            room -= len(lines[-1])
-        return lines
-
-    def _notice(self, dropped: int) -> bytes:
-        if not dropped:
-            return b""
-        return orjson.dumps({"event": "logs.dropped", "level": "warning", "lines": dropped}) + b"\n"
-
-    def _put(self, data: bytes) -> bool:
-        """Write all of it; `False` where the descriptor takes no more, and some of it may have been written."""
-        rest = memoryview(b"\n" + data if self._torn else data)
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            lines.append(orjson.dumps({"event": "logs.dropped", "level": "warning", "lines": dropped}))
+        data = memoryview(b"".join(line + b"\n" for line in lines))
         try:
-            while rest:
-                try:
-                    written = os.write(self._descriptor, rest)
-                except BlockingIOError:  # somebody who shares it does not want to block
-                    free = select.poll()
-                    free.register(self._descriptor, select.POLLOUT)
-                    free.poll()
-                    continue
-                self._torn = bytes(rest[written - 1 : written]) != b"\n"
-                rest = rest[written:]
-        except (OSError, MemoryError):
-            return False  # nobody is left to tell: the log of record is elsewhere
-        return True
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            pass  # nobody is left to tell: the log of record is elsewhere
 
 
 class StandardLibrary(logging.Handler):
@@ -193,7 +129,7 @@ def loop_exception(loop: object, context: dict[str, Any]) -> None:
 
 def checkpoint(signed: Checkpoint, note: str) -> None:
     """A checkpoint that was signed: whoever keeps this line holds what nobody here can take back."""
-    structlog.get_logger().info(CHECKPOINT, size=signed.size, checkpoint=note)
+    structlog.get_logger().info("audit.checkpoint", size=signed.size, checkpoint=note)
 
 
 def clock_jumped(seconds: float) -> None:
@@ -218,21 +154,14 @@ class _Logger(structlog.BoundLoggerBase):
 
     def _write(self, level: str, event: str, members: dict[str, Any]) -> None:
         [render] = self._processors
-        line = render(self._logger, level, {**self._context, **members, "event": event})
-        if event == CHECKPOINT:
-            self._logger.write_first(line)
-        else:
-            self._logger.write(line)
+        self._logger.write(render(self._logger, level, {**self._context, **members, "event": event}))
 
 
 def _json(logger: object, level: str, event: MutableMapping[str, Any]) -> bytes:
     # One processor and not three: a line is written for every request.
     event["level"] = level
     event["timestamp"] = timestamp(time.time_ns() // 1000)
-    try:
-        return orjson.dumps(event, default=str)
-    except TypeError:  # a text that UTF-8 cannot carry, such as the name of a file
-        return json.dumps(event, default=str).encode()
+    return orjson.dumps(event, default=str)
 
 
 def _console(colors: bool) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:

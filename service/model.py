@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field
 
-from events.batch import Write
+from events.batch import Outcome, Write
 
 if TYPE_CHECKING:
     from attrs import frozen as frozen
@@ -69,17 +69,20 @@ class StoredSecret:
 
     version: int
     verifier: str = field(repr=False)
+    expires_at: int | None = None  # microseconds since 1970: the end of its overlap
 
 
 @frozen
 class StoredAccount:
-    """An account as it stands now. `secrets` are the live ones, newest first; none means unclaimed."""
+    """An account as it stood at its `version`. `secrets` are the live ones, newest first; none means unclaimed."""
 
     id: str
     suspended: bool
     claimable: bool
     secrets: tuple[StoredSecret, ...]
     role: str | None = None
+    version: int = 0
+    claim_until: int | None = None  # microseconds since 1970
 
 
 @frozen
@@ -91,6 +94,8 @@ class Account:
     proof: str  # claim | hashed | remembered
     secret: StoredSecret | None
     outdated: bool = False  # the verifier's parameters are not today's
+    version: int = 0  # of the account, as it was read
+    until: int | None = None  # microseconds since 1970: the end of the overlap, or of the claim window
 
 
 @frozen
@@ -148,6 +153,9 @@ class AccountDirectory(Protocol):
     def find(self, account: str) -> StoredAccount | None:
         """The account as it stands. Raises `events.log.StoreError`."""
 
+    def find_again(self, account: str) -> StoredAccount | None:
+        """The account as it stands, for who was told that it has changed. Raises `events.log.StoreError`."""
+
     async def match(self, account: StoredAccount, secret: str) -> tuple[StoredSecret, str] | None:
         """The live secret that `secret` is, and how that was proven. Raises `Overloaded`, `HashFailed`."""
 
@@ -157,18 +165,21 @@ class AccountDirectory(Protocol):
     def outdated(self, account: StoredAccount, secret: StoredSecret) -> bool:
         """Whether the verifier should be derived anew."""
 
-    async def derive(self, account: str, secret: str) -> str:
-        """A verifier of the account's `secret`. Raises `Overloaded`, `HashFailed`."""
+    async def derive(self, account: str, secret: str, version: int) -> str:
+        """A verifier of the account's `secret`, good for this version of it. Raises `Overloaded`, `HashFailed`."""
 
     def remember(self, account: str, version: int, secret: str) -> None:
         """Prove this secret fast from now on."""
 
 
 class Grant(Protocol):
-    """Put `secret.stored` and `auth.granted` on disk with `write`, as one transaction: `Attempt.grant`."""
+    """Put `secret.stored` and `auth.granted` on disk with `write`, as one transaction: `Attempt.grant`.
 
-    async def __call__(self, action: str, version: int, write: Write | None = None) -> bool:
-        """Whether they are on disk; `False` if `write` lost. Raises `WriteFailed`, `LogUnavailable`."""
+    `account` is what the grant rests on: it has to stand as it was read, and so has the key that signed.
+    """
+
+    async def __call__(self, account: Account, action: str, version: int, write: Write | None = None) -> Outcome:
+        """`DONE`, or else `STALE` or `KEY_RETIRED`. Raises `Rejected`, `WriteFailed`, `LogUnavailable`."""
 
 
 class Signer(Protocol):

@@ -21,6 +21,7 @@ from service.bodies import read_form
 from service.contract import Answers, Row
 from service.handler import Fields, Response, answer, new_request_id, read
 from service.model import AccountDirectory, Claim, HashFailed, Overloaded, Rejected, Role, WriteFailed
+from service.stages.store_secret import MAX_CHANGES
 from service.stages.validate import client_of
 from service.stages.verify_account import verify_account
 from service.tokens import Inactive, Tokens
@@ -104,10 +105,16 @@ class TokenEndpoints:
 
     async def _authenticate(self, claim: Claim) -> None:
         """Raises `Rejected`, and what keeps the account from being looked up."""
-        account = await verify_account(claim, self.accounts)
-        if account.secret is None:
-            await self.accounts.even_out()
-            raise Rejected("account_unclaimed")
+        for _ in range(MAX_CHANGES):
+            account = await verify_account(claim, self.accounts)
+            if account.secret is None:
+                await self.accounts.even_out()
+                raise Rejected("account_unclaimed")
+            found = self.accounts.find(claim.account)
+            if found is not None and found.version == account.version:
+                return
+            # It has changed while the hash was waited for.
+        raise Overloaded
 
     async def _handle(
         self, fields: Fields, body: StreamReader, endpoint: str, act: Callable[[str, str], Awaitable[Reply]]

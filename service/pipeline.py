@@ -6,13 +6,14 @@ HTTP beyond a status, and no database beyond the log.
 """
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from types import CoroutineType
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from attrs import field
+from attrs import evolve, field
 
-from events.batch import Outcome, Write
+from events.batch import Basis, Outcome, Write
 from events.codec import timestamp
 from events.log import EventLog, LogFull, LogUnavailable
 from events.records import (
@@ -42,6 +43,7 @@ from service.model import (
     Claim,
     HashFailed,
     Keys,
+    NoActiveKey,
     Overloaded,
     Payload,
     RawRequest,
@@ -58,6 +60,8 @@ from service.stages.store_secret import store_secret
 from service.stages.validate import validate
 from service.stages.verify_account import verify_account
 
+MAX_SIGNATURES = 5  # of one request, each with the key that replaced the last while it was granted
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -72,6 +76,7 @@ class Deps:
     profile: TokenProfile
     answers: Answers
     now: Callable[[], int]
+    follow_keys: Callable[[], Awaitable[None]]  # at once, where a token was signed with a key that signs no more
 
 
 @frozen
@@ -142,7 +147,7 @@ BUILD_PAYLOAD = Stage[Payload](
 ENCODE = Stage[Token](
     "encode", TokenEncoded, None, TokenFailed, _always("encode_failed"),
     lambda token: {"kid": token.kid, "alg": token.alg})
-STORE_SECRET = Stage[None](
+STORE_SECRET = Stage[bool](
     "store_secret", None, SecretRejected, SecretFailed,
     lambda error: "secret_derive_failed" if isinstance(error, HashFailed) else "secret_write_failed")
 # fmt: on
@@ -160,14 +165,19 @@ async def authenticate(request: RawRequest, arrival: Arrival, deps: Deps) -> Ans
             claim   = await attempt.step(VALIDATE,       validate,       request)
             account = await attempt.step(VERIFY_ACCOUNT, verify_account, claim, deps.accounts)
             payload = await attempt.step(BUILD_PAYLOAD,  build_payload,  account, deps.now(), attempt.id, deps.profile)
-            token   = await attempt.step(ENCODE,         encode,         payload, deps.keys)
-            await             attempt.step(STORE_SECRET,   store_secret,   claim, account, deps.accounts, attempt.grant)
+            for _ in range(MAX_SIGNATURES):
+                token = await attempt.step(ENCODE,       encode,         payload, deps.keys)
+                grant = partial(attempt.grant, token)
+                done  = await attempt.step(STORE_SECRET, store_secret,   claim, account, deps.accounts, grant)
+                if done:
+                    return attempt.granted(token)
+                await deps.follow_keys()
+            raise Stopped("encode_failed", stage=ENCODE, fault=NoActiveKey())
             # fmt: on
         except (LogUnavailable, Stopped):
             raise
         except Exception as fault:
             raise Stopped("unexpected", fault=fault) from None
-        return attempt.granted(token)
     except Stopped as stop:
         try:
             return await attempt.stop(stop)
@@ -242,22 +252,30 @@ class Attempt:
             self._deps.log.record(self._event(stage.passed, self._now(), **stage.facts(result)), self._epoch)
         return result
 
-    async def grant(self, action: str, version: int, write: Write | None = None) -> bool:
+    async def grant(
+        self, token: Token, account: Account, action: str, version: int, write: Write | None = None
+    ) -> Outcome:
         """`service.model.Grant`: the last stage's event and the whole attempt's, one transaction with `write`."""
         position = self._position
-        now = self._now()
+        now_us = self._now_us()
+        if account.until is not None and account.until <= now_us:
+            raise Rejected("claim_closed" if account.secret is None else "secret_mismatch")
+        if write is not None:
+            write = evolve(write, parameters={**write.parameters, "now": now_us})
+        now = timestamp(now_us)
         events = [
             self._event(SecretStored, now, action=action, version=version),
             self._event(AuthGranted, now, status=200, duration_us=self._elapsed_us()),
         ]
-        outcome = await self._deps.log.commit(events, epoch=self._epoch, write=write)
+        basis = Basis(account.id, account.version, token.kid)
+        outcome = await self._deps.log.commit(events, epoch=self._epoch, write=write, basis=basis)
         if outcome is not Outcome.DONE:
             self._position = position
-        if outcome is Outcome.FAILED:
+        # At the version of the account that was read, the write's own precondition holds, or the tables are wrong.
+        if outcome in (Outcome.FAILED, Outcome.LOST):
             raise WriteFailed
-        done = outcome is Outcome.DONE
-        self._claimed = done and action == "claimed"
-        return done
+        self._claimed = outcome is Outcome.DONE and action == "claimed"
+        return outcome
 
     def granted(self, token: Token) -> Answer:
         """The answer to an attempt whose grant is on disk."""
@@ -314,7 +332,10 @@ class Attempt:
             self._subject = subject
 
     def _now(self) -> str:
-        return timestamp((self._clock_offset_ns + time.monotonic_ns()) // 1000)
+        return timestamp(self._now_us())
+
+    def _now_us(self) -> int:
+        return (self._clock_offset_ns + time.monotonic_ns()) // 1000
 
     def _event(self, make: Callable[..., AttemptEvent], recorded_at: str, **members: Any) -> AttemptEvent:
         event = make(

@@ -6,11 +6,12 @@ the log. A service looks at that table a few times a second; who changed it, and
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
 
-from events.batch import Outcome, Write
+from events.batch import Outcome, StoreError, Write
 from events.codec import timestamp
 from events.log import EventLog, LogUnavailable
 from events.records import SWEEP_AFTER_US, Event, KeyActivated, KeyCreated, KeyRetired
@@ -213,6 +214,12 @@ class Rotation:
         self._publish_before_us = round(schedule.publish_before_seconds * 1_000_000)
         self._followed: list[KeyRow] | None = None  # where all of it could be
         self._loaded = {ring.active.kid: ring.active}
+        self._turn = asyncio.Lock()
+
+    async def try_to_follow(self) -> None:
+        """Follow the table now; where that cannot be, the keys stay as they are, and the next turn says why."""
+        with suppress(StoreError, KeyFileError, NoActiveKey):
+            await self.follow()
 
     async def follow(self) -> None:
         """Sign with the active key and with no other, and verify, as the table says.
@@ -220,6 +227,10 @@ class Rotation:
         Raises `StoreError`: nothing has changed then; and, once what can be followed is, `NoActiveKey` where nothing
         signs and `KeyFileError` where a key is not to be had.
         """
+        async with self._turn:  # an older state of the table may not come behind a newer one
+            await self._follow()
+
+    async def _follow(self) -> None:
         self._sweep_before = self._watch.sweep_before() or self._sweep_before
         rows = self._reader.live_keys(self._sweep_before)
         if rows == self._followed:

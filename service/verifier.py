@@ -16,10 +16,11 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from argon2.low_level import ARGON2_VERSION, Type, hash_secret
 from attrs import evolve, frozen
@@ -28,6 +29,7 @@ from service.model import HashFailed, Overloaded
 
 T = TypeVar("T")
 
+SEAL = "."  # between a PHC string, which has none, and its seal
 SALT_BYTES = 16  # RFC 9106, section 3.1
 HASH_NICENESS = 10  # setpriority(2): on a busy core, a tenth of what the loop gets
 HASH_BYTES = 32  # RFC 9106, section 4: 256 bits
@@ -60,8 +62,24 @@ class HashParameters:
         return evolve(self, memory_kib=max(memory_kib, LEAST_MEMORY_KIB * self.parallelism))
 
 
+class Secret(Protocol):
+    """A stored secret: its sealed verifier, and where that belongs."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def verifier(self) -> str: ...
+
+    @property
+    def expires_at(self) -> int | None: ...
+
+
 class SecretHasher:
     """A bounded pool for Argon2id.
+
+    Verifiers are stored behind a *seal*, a MAC over the verifier and its place: account, version and end. Put anywhere
+    else, or back, a verifier is nobody's.
 
     `workers` hashes run at once (0: one fewer than there are cores, at least one) and at
     most `queue` more wait; one more raises `Overloaded`.
@@ -69,6 +87,7 @@ class SecretHasher:
 
     def __init__(self, key: bytes, parameters: HashParameters, *, workers: int = 0, queue: int = 1024) -> None:
         self._key = key
+        self._sealing_key = hmac.digest(key, b"seal", hashlib.sha256)  # no account's message is as short
         self._parameters = parameters
         self.prefix = parameters.prefix
         self._room = queue + (workers or _spare_cores())
@@ -80,23 +99,43 @@ class SecretHasher:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    async def derive(self, account: str, secret: str, *, like: str | None = None) -> str:
-        """A new verifier of the account's `secret`; with `like`, under that verifier's salt and parameters.
+    async def derive(self, account: str, secret: str, *, version: int, like: str | None = None) -> str:
+        """A new verifier of the account's `secret`, sealed for this version of it.
 
-        Raises `Overloaded`, `HashFailed`.
+        With `like` it has that verifier's salt and parameters. Raises `Overloaded`, `HashFailed`.
         """
         salt = base64.b64encode(os.urandom(SALT_BYTES)).rstrip(b"=").decode()
         head = _head(like) if like is not None else f"{self.prefix}{salt}"
-        return await self._off_the_loop(partial(_hash, self._keyed(account, secret), head))
+        verifier = await self._off_the_loop(partial(_hash, self._keyed(account, secret), head))
+        return self._seal(account, version, None, verifier)
 
-    async def match(self, account: str, secret: str, verifiers: Sequence[str], *, uniform: bool = False) -> int | None:
+    def is_sealed(self, account: str, version: int, expires_at: int | None, verifier: str) -> bool:
+        """Whether a stored verifier is this version's of this account, with this end, in microseconds since 1970."""
+        sealed = self._seal(account, version, expires_at, verifier.partition(SEAL)[0])
+        return hmac.compare_digest(sealed.encode(), verifier.encode())
+
+    def seal_again(self, account: str, secret: Secret, expires_at: int | None) -> str:
+        """The stored verifier with another end. One whose seal is wrong stays as it is: it matches nothing."""
+        if not self.is_sealed(account, secret.version, secret.expires_at, secret.verifier):
+            return secret.verifier
+        return self._seal(account, secret.version, expires_at, secret.verifier.partition(SEAL)[0])
+
+    def _seal(self, account: str, version: int, expires_at: int | None, verifier: str) -> str:
+        # Lengths are fixed before the verifier, so that no two places are one message.
+        place = f"{account:24}{version:020d}{expires_at or 0:020d}"
+        mac = hmac.digest(self._sealing_key, f"{place}{verifier}".encode(), hashlib.sha256)
+        return f"{verifier}{SEAL}{base64.b64encode(mac).decode()}"
+
+    async def match(self, account: str, secret: str, stored: Sequence[Secret], *, uniform: bool = False) -> int | None:
         """The index of the verifier that the account's `secret` has, with one hash for all that share a salt.
 
-        With `uniform`, finding none takes the time of one hash at today's parameters, or longer where a verifier's
-        own take longer. Raises `Overloaded`, `HashFailed`.
+        One whose seal is wrong is nobody's. With `uniform`, finding none takes the time of one hash at today's
+        parameters, or longer where a verifier's own take longer. Raises `Overloaded`, `HashFailed`.
         """
         whole = self._parameters if uniform else None
-        return await self._off_the_loop(partial(_match, self._keyed(account, secret), verifiers, whole))
+        verifiers = [one.verifier.partition(SEAL)[0] for one in stored]
+        sealed = [self.is_sealed(account, one.version, one.expires_at, one.verifier) for one in stored]
+        return await self._off_the_loop(partial(_match, self._keyed(account, secret), verifiers, sealed, whole))
 
     def _keyed(self, account: str, secret: str) -> bytes:
         # An account is 24 characters, so that no two pairs are one message. Its verifier is nothing to another account.
@@ -127,12 +166,15 @@ def _spare_cores() -> int:
     return max(1, (os.cpu_count() or 1) - 1)
 
 
-def _match(keyed: bytes, verifiers: Sequence[str], whole: HashParameters | None) -> int | None:
-    """The index of the verifier that `keyed` has. Where none is found the hashes together take as long as `whole`."""
-    derived = {head: _hash(keyed, head) for head in dict.fromkeys(_head(verifier) for verifier in verifiers)}
-    matches = [hmac.compare_digest(derived[_head(verifier)].encode(), verifier.encode()) for verifier in verifiers]
-    if True in matches:
-        return matches.index(True)
+def _match(keyed: bytes, verifiers: Sequence[str], sealed: Sequence[bool], whole: HashParameters | None) -> int | None:
+    """The index of the sealed verifier that `keyed` has. Where none is found the hashes take as long as `whole`."""
+    for verifier in verifiers:
+        _parse(_head(verifier))  # what is no verifier at all is a fault, whatever its seal
+    heads = dict.fromkeys(_head(verifier) for verifier, ours in zip(verifiers, sealed, strict=True) if ours)
+    derived = {head: _hash(keyed, head) for head in heads}
+    for index, verifier in enumerate(verifiers):
+        if sealed[index] and hmac.compare_digest(derived[_head(verifier)].encode(), verifier.encode()):
+            return index
     rest = None if whole is None else whole.less(sum(_parse(head)[0].work for head in derived))
     if rest is not None:
         _hash(keyed, f"{rest.prefix}{'A' * 22}")  # for its time alone
@@ -145,21 +187,22 @@ def _head(verifier: str) -> str:
 
 
 def _parse(head: str) -> tuple[HashParameters, bytes]:
-    """The parameters and the salt of a verifier, as PHC strings write them. Raises whatever shows that it has none."""
-    _, name, version, parameters, salt = head.split("$")
-    costs = dict(part.split("=") for part in parameters.split(","))
-    if name != "argon2id" or version != f"v={ARGON2_VERSION}":
-        raise ValueError(name)
-    return (
-        HashParameters(int(costs["m"]), int(costs["t"]), int(costs["p"])),
-        base64.b64decode(salt + "=" * (-len(salt) % 4), validate=True),
-    )
+    """The parameters and the salt of a verifier, as PHC strings write them. Raises `HashFailed`."""
+    with _failing():
+        _, name, version, parameters, salt = head.split("$")
+        costs = dict(part.split("=") for part in parameters.split(","))
+        if name != "argon2id" or version != f"v={ARGON2_VERSION}":
+            raise ValueError(name)
+        return (
+            HashParameters(int(costs["m"]), int(costs["t"]), int(costs["p"])),
+            base64.b64decode(salt + "=" * (-len(salt) % 4), validate=True),
+        )
 
 
 def _hash(keyed: bytes, head: str) -> str:
     """The whole verifier that begins with `head`. Raises `HashFailed`."""
-    try:
-        parameters, salt = _parse(head)
+    parameters, salt = _parse(head)
+    with _failing():
         return hash_secret(
             keyed,
             salt,
@@ -169,8 +212,14 @@ def _hash(keyed: bytes, head: str) -> str:
             hash_len=HASH_BYTES,
             type=Type.ID,
         ).decode("ascii")
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    # An unreadable verifier and an Argon2 that finds no memory alike: no hash, and no text of either.
+    try:
+        yield
     except Exception as error:
-        # An unreadable verifier and an Argon2 that finds no memory alike: no hash, and no text of either.
         raise HashFailed(type(error).__name__) from None
 
 

@@ -5,14 +5,13 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from events.batch import Batch, Outcome, Part, Write
 from events.checkpoint import Checkpoint, Signer
 from events.codec import encode, timestamp
-from events.log import EventLog
 from events.merkle import TILE_WIDTH, Frontier, leaf_hashes
 from events.records import (
     TERMINAL,
@@ -103,11 +102,11 @@ def created(account: str = ACCOUNT, at: int = NOW) -> Entry:
 
 
 def claimed(number: int, account: str = ACCOUNT, at: int = NOW) -> Entry:
-    write = Write("claim", {"account": account, "verifier": "$argon2id$"})
+    write = Write("claim", {"account": account, "verifier": "$argon2id$", "now": at})
     return attempt(number, *CLAIMING, account=account, at=at), write
 
 
-def new_key(kid: str = "k1", at: int = NOW) -> Entry:
+def new_key(kid: str = "k1", at: int = NOW) -> tuple[list[Event], Write]:
     parts = {"recorded_at": timestamp(at), "kid": kid, "alg": "EdDSA"}
     return [KeyCreated(**parts), KeyActivated(**parts)], Write(
         "activate_new_key", {"kid": kid, "alg": "EdDSA", "now": at}
@@ -129,16 +128,16 @@ def write_log(path: Path, *entries: Entry) -> Path:
     """Put each entry on record, with its write if it has one, in a new database or behind what is there."""
 
     async def run() -> None:
-        log = EventLog(SqliteStore(path, create=True), lambda: NOW)
-        await log.start(owns_attempts=False)
+        store = SqliteStore(path, create=True)
+        await store.open()
         for entry in entries:
             events, write = entry if isinstance(entry, tuple) else (entry, None)
-            if events and isinstance(last := events[-1], AttemptEvent) and last.TYPE not in TERMINAL:
-                for event in events:
-                    log.record(cast(AttemptEvent, event), log.admit())
-                events = []
-            assert await log.commit(events, write=write) is Outcome.DONE
-        await log.stop()
+            attempts = [event for event in events if isinstance(event, AttemptEvent)]
+            begun = {event.request_id for event in attempts if event.position == 0}
+            ended = {event.request_id for event in attempts if event.TYPE in TERMINAL}
+            part = Part([encode(event) for event in events], write)
+            assert await store.append(Batch([part], opened=begun - ended, closed=ended - begun)) == [Outcome.DONE]
+        await store.close()
 
     asyncio.run(run())
     return path

@@ -6,8 +6,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlencode
@@ -16,13 +16,17 @@ import aiohttp
 import attrs
 from attrs import define
 
+from events.log import EventLog
 from events.sqlite import SqliteReader
+from events.stores import SqliteStore
 from service import config, logs
 from service.accounts import AccountDesk
 from service.app import ACCOUNTS, LOG, READER, Service
 from service.clock import wall_clock
 from service.connection import Server
+from service.keys import secrets_key
 from service.model import Role
+from service.verifier import HashParameters, SecretHasher
 
 ACCOUNT = "5723073937d63a18396a1bae"
 OTHER_ACCOUNT = "00000000000000000000000a"
@@ -229,3 +233,18 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def command_desk(running: Running, parameters: HashParameters | None = None) -> AsyncIterator[AccountDesk]:
+    """An operator's command beside the service: a connection, a reader and a hasher of its own."""
+    settings = running.service.settings
+    usual = HashParameters(*settings.secrets.costs)
+    hasher = SecretHasher(secrets_key(settings.keys_directory, create=False), parameters or usual)
+    log = EventLog(SqliteStore(running.database, create=False), wall_clock)
+    reader = SqliteReader(running.database)
+    await log.start(owns_attempts=False)
+    yield AccountDesk(log, reader, wall_clock, hasher)
+    await log.stop()
+    reader.close()
+    hasher.close()

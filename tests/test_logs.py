@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,9 @@ import pytest
 import structlog
 
 from service import logs
-from service.app import READER
 from service.logs import LineWriter
 from tests.conftest import Start
-from tests.harness import ACCOUNT, SECRET, events, logged, until
+from tests.harness import ACCOUNT, SECRET, events, logged
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,36 +177,6 @@ async def test_what_nobody_caught_in_the_event_loop_is_a_fault_without_its_text(
     assert "secret" not in (tmp_path / "log").read_text()
 
 
-def test_a_text_that_utf_8_cannot_carry_is_a_line_all_the_same(tmp_path: Path) -> None:
-    with logged(tmp_path / "log") as lines:
-        structlog.get_logger().error("fault", what=os.fsdecode(b"cannot open /\xff"))
-    assert lines[0]["what"] == "cannot open /\udcff"
-
-
-async def test_checkpoints_go_before_the_lines_that_wait(start: Start) -> None:
-    reading, writing = os.pipe()
-    stop = logs.start("json", writing)
-    try:
-        running = await start(audit={"checkpoint_interval_seconds": 0.05})
-        for _ in range(1_000):
-            structlog.get_logger().info("flood", what="x" * 300)
-        await asyncio.sleep(0.1)
-        before = len(running.events())
-        await running.add()
-        await until(lambda: running.service.app[READER].tree_head().size > before)
-        await asyncio.sleep(0.3)
-        found: list[dict[str, Any]] = []
-        with os.fdopen(reading, "rb") as pipe:
-            while not found or found[-1].get("size") != before + 1:
-                found.append(json.loads(pipe.readline()))
-            assert len(found) < 500
-            threading.Thread(target=pipe.read).start()
-            await asyncio.to_thread(stop)
-            os.close(writing)
-    finally:
-        structlog.reset_defaults()
-
-
 class TestStyles:
     def write(self) -> None:
         log = structlog.get_logger()
@@ -253,22 +220,6 @@ class TestStyles:
         assert shown.startswith("{") is not readable
 
 
-def end(writer: LineWriter, writing: int) -> None:
-    writer.close()
-    os.close(writing)
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """No file grows beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 class TestLineWriter:
     def test_every_line_of_every_thread_is_there_when_it_has_been_closed(self, tmp_path: Path) -> None:
         with (tmp_path / "log").open("wb") as file:
@@ -308,110 +259,6 @@ class TestLineWriter:
         assert {(line["event"], line["level"]) for line in told} == {("logs.dropped", "warning")}
         assert sum(line["lines"] for line in told) >= 200
         assert len(found) - len(told) + sum(line["lines"] for line in told) == 400
-
-    def test_a_line_that_goes_first_is_not_late_beside_a_flood_that_is_read_slowly(self) -> None:
-        reading, writing = os.pipe()
-        writer = LineWriter(writing)
-        waited: list[float] = []
-        ended = threading.Event()
-
-        def read() -> None:
-            rest = b""
-            while found := os.read(reading, 6_000):  # 300 kB/s
-                *lines, rest = (rest + found).split(b"\n")
-                assert {len(line) for line in lines} <= {300, len(b"first 0.0000000000")} | set(range(5, 40))
-                waited.extend(time.monotonic() - float(line[6:]) for line in lines if line.startswith(b"first "))
-                if not ended.is_set():
-                    time.sleep(0.02)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        for number in range(60):
-            for _ in range(200):  # 1.2 MB/s
-                writer.write(b"x" * 300)
-            if number % 10 == 5:
-                writer.write_first(b"first %f" % time.monotonic())
-            time.sleep(0.05)
-        ended.set()
-        writer.close()
-        os.close(writing)
-        reader.join()
-        os.close(reading)
-        assert len(waited) == 6
-        assert max(waited) < 1.5  # at 300 kB/s, the pipe and the write under way: 0.44 s
-
-    def test_lines_that_go_first_are_the_first_to_be_written_at_the_end(self) -> None:
-        reading, writing = os.pipe()
-        writer = LineWriter(writing)
-        for number in range(5_000):
-            writer.write(b"%0300d" % number)
-        time.sleep(0.1)  # a write is under way, and the pipe is full
-        for number in range(3):
-            writer.write_first(b"first %d" % number)
-        threading.Timer(0.1, writer.close).start()
-        time.sleep(0.2)
-        with os.fdopen(reading, "rb") as pipe:
-            found = [next(pipe).rstrip() for _ in range(5_003)]
-        os.close(writing)
-        places = [place for place, line in enumerate(found) if line.startswith(b"first ")]
-        assert [found[place] for place in places] == [b"first 0", b"first 1", b"first 2"]
-        assert places[2] - places[0] == 2
-        assert places[2] * 301 < 3 * 65_536
-        assert [line for line in found if line.isdigit()] == [b"%0300d" % number for number in range(5_000)]
-
-    def test_lines_that_go_first_are_never_dropped_until_they_are_too_many(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(logs, "MAX_PENDING_FIRST", 20)
-        reading, writing = os.pipe()
-        writer = LineWriter(writing, max_pending=1)
-        for _ in range(3):
-            writer.write(b"x" * 100_000)
-            time.sleep(0.05)
-        for number in range(50):
-            writer.write_first(b"first %d" % number)
-        with os.fdopen(reading, "rb") as pipe:
-            threading.Timer(0.1, end, (writer, writing)).start()
-            found = [line.rstrip() for line in pipe]
-        first = [line for line in found if line.startswith(b"first ")]
-        assert first == [*(b"first %d" % number for number in range(19)), b"first 49"]
-        told = sum(json.loads(line)["lines"] for line in found if line.startswith(b"{"))
-        assert told == 30 + 3 - sum(line.startswith(b"x") for line in found)
-
-    def test_a_descriptor_that_does_not_block_is_waited_for(self) -> None:
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        writer = LineWriter(writing)
-        for number in range(2_000):
-            writer.write(b"%0300d" % number)
-        time.sleep(0.1)
-        with os.fdopen(reading, "rb") as pipe:
-            threading.Timer(0.1, end, (writer, writing)).start()
-            assert [int(line) for line in pipe] == list(range(2_000))
-
-    def test_what_a_full_disk_did_not_take_is_counted(self, tmp_path: Path) -> None:
-        with (tmp_path / "log").open("wb") as file:
-            writer = LineWriter(file.fileno())
-            with full_disk(50):
-                for _ in range(150):
-                    writer.write(b"x" * 100)
-                time.sleep(0.1)
-                writer.write(b"y")
-                time.sleep(0.1)
-            writer.write(b"more")
-            writer.close()
-        half, dropped, more = (tmp_path / "log").read_bytes().splitlines()
-        assert (half, more) == (b"x" * 50, b"more")
-        assert json.loads(dropped)["lines"] == 151
-
-    def test_a_line_that_goes_first_is_kept_until_a_full_disk_takes_it(self, tmp_path: Path) -> None:
-        with (tmp_path / "log").open("wb") as file:
-            writer = LineWriter(file.fileno())
-            with full_disk(50):
-                writer.write_first(b"x" * 100)
-                time.sleep(0.1)
-            writer.close()
-        assert (tmp_path / "log").read_bytes().splitlines() == [b"x" * 50, b"x" * 100]
 
     def test_a_descriptor_that_takes_nothing_does_not_keep_the_service_from_ending(self) -> None:
         reading, writing = os.pipe()

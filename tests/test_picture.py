@@ -33,9 +33,9 @@ def test_stages_on_disk_are_those_of_the_pipeline() -> None:
 
 
 def test_readme_names_the_stages_in_their_order() -> None:
-    assert (
-        list(dict.fromkeys(stage for row in readme_table() for stage in row[0].split(", ") if stage in NAMES)) == NAMES
-    )
+    named = [row[0].split(", ") for row in readme_table()]
+    assert list(dict.fromkeys(stages[0] for stages in named if stages[0] in NAMES)) == NAMES
+    assert {stage for stages in named for stage in stages} == {*NAMES, "any"}
 
 
 def test_pipeline_runs_the_stages_in_their_order() -> None:
@@ -44,7 +44,8 @@ def test_pipeline_runs_the_stages_in_their_order() -> None:
 
 
 def test_table_of_errors_names_stages_that_there_are() -> None:
-    assert list(dict.fromkeys(stage for row in TABLE for stage in row.stages)) == NAMES
+    assert list(dict.fromkeys(stage for row in TABLE for stage in row.stages[:1])) == NAMES
+    assert {stage for row in TABLE for stage in row.stages} == set(NAMES)
     assert len({row.reason for row in TABLE}) == len(TABLE)
 
 

@@ -9,9 +9,10 @@ import pytest
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 from argon2.low_level import hash_secret
+from attrs import evolve
 
 from service import verifier
-from service.model import HashFailed
+from service.model import HashFailed, StoredSecret
 from service.verifier import HashParameters, RememberedSecrets, SecretHasher
 from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET
 
@@ -19,14 +20,19 @@ KEY = bytes(32)
 PARAMETERS = HashParameters(memory_kib=8, iterations=1, parallelism=1)
 
 
+def stored(*verifiers: str) -> list[StoredSecret]:
+    return [StoredSecret(1, verifier) for verifier in verifiers]
+
+
 def hasher(key: bytes = KEY, parameters: HashParameters = PARAMETERS) -> SecretHasher:
     return SecretHasher(key, parameters, workers=1)
 
 
 async def test_verifier_is_argon2id_over_a_keyed_hash() -> None:
-    verifier = await hasher().derive(ACCOUNT, SECRET)
+    verifier = await hasher().derive(ACCOUNT, SECRET, version=1)
     assert verifier.startswith("$argon2id$v=19$m=8,t=1,p=1$")
     keyed = hmac.digest(KEY, f"{ACCOUNT}{SECRET}".encode(), hashlib.sha256)
+    verifier = verifier.partition(".")[0]
     assert PasswordHasher().verify(verifier, keyed)
     with pytest.raises(VerifyMismatchError):
         PasswordHasher().verify(verifier, SECRET.encode())
@@ -34,18 +40,18 @@ async def test_verifier_is_argon2id_over_a_keyed_hash() -> None:
 
 async def test_same_secret_has_another_salt_each_time_and_the_same_on_request() -> None:
     pool = hasher()
-    first = await pool.derive(ACCOUNT, SECRET)
-    assert await pool.derive(ACCOUNT, SECRET) != first
-    assert await pool.derive(ACCOUNT, SECRET, like=first) == first
+    first = await pool.derive(ACCOUNT, SECRET, version=1)
+    assert await pool.derive(ACCOUNT, SECRET, version=1) != first
+    assert await pool.derive(ACCOUNT, SECRET, like=first, version=1) == first
     assert len(base64.b64decode(first.split("$")[4] + "==")) == 16
 
 
 async def test_match_is_the_place_of_the_verifier_that_the_secret_has() -> None:
     pool = hasher()
-    first = await pool.derive(ACCOUNT, "first")
-    second = await pool.derive(ACCOUNT, "second", like=first)
-    third = await pool.derive(ACCOUNT, "third")
-    verifiers = [third, second, first]
+    first = await pool.derive(ACCOUNT, "first", version=1)
+    second = await pool.derive(ACCOUNT, "second", like=first, version=1)
+    third = await pool.derive(ACCOUNT, "third", version=1)
+    verifiers = stored(third, second, first)
     found = [await pool.match(ACCOUNT, secret, verifiers) for secret in ("third", "second", "first", "fourth")]
     assert found == [0, 1, 2, None]
     assert await pool.match(ACCOUNT, "first", []) is None
@@ -53,23 +59,51 @@ async def test_match_is_the_place_of_the_verifier_that_the_secret_has() -> None:
 
 async def test_secret_that_two_verifiers_have_matches_the_first() -> None:
     pool = hasher()
-    verifier = await pool.derive(ACCOUNT, SECRET)
-    assert await pool.match(ACCOUNT, SECRET, [verifier, await pool.derive(ACCOUNT, SECRET), verifier]) == 0
+    verifier = await pool.derive(ACCOUNT, SECRET, version=1)
+    assert (
+        await pool.match(ACCOUNT, SECRET, stored(verifier, await pool.derive(ACCOUNT, SECRET, version=1), verifier))
+        == 0
+    )
 
 
 async def test_verifier_is_nothing_under_another_key() -> None:
-    verifier = await hasher().derive(ACCOUNT, SECRET)
-    assert await hasher(key=b"k" * 32).match(ACCOUNT, SECRET, [verifier]) is None
+    verifier = await hasher().derive(ACCOUNT, SECRET, version=1)
+    assert await hasher(key=b"k" * 32).match(ACCOUNT, SECRET, stored(verifier)) is None
 
 
 async def test_verifier_is_nothing_to_another_account() -> None:
-    verifier = await hasher().derive(ACCOUNT, SECRET)
-    assert await hasher().match(OTHER_ACCOUNT, SECRET, [verifier]) is None
+    verifier = await hasher().derive(ACCOUNT, SECRET, version=1)
+    assert await hasher().match(OTHER_ACCOUNT, SECRET, stored(verifier)) is None
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(StoredSecret(2, "{}"), id="of-another-version"),
+        pytest.param(StoredSecret(1, "{}", 5), id="with-another-end"),
+        pytest.param(StoredSecret(1, "{}x"), id="with-another-seal"),
+    ],
+)
+async def test_verifier_is_nothing_in_another_place(place: StoredSecret) -> None:
+    pool = hasher()
+    verifier = await pool.derive(ACCOUNT, SECRET, version=1)
+    moved = evolve(place, verifier=place.verifier.format(verifier))
+    assert await pool.match(ACCOUNT, SECRET, [moved]) is None
+    assert await pool.match(ACCOUNT, SECRET, [moved, *stored(verifier)]) == 1
+    assert pool.seal_again(ACCOUNT, moved, 9) == moved.verifier
+
+
+async def test_verifier_is_good_with_the_end_that_it_was_sealed_again_with() -> None:
+    pool = hasher()
+    (secret,) = stored(await pool.derive(ACCOUNT, SECRET, version=1))
+    overlapping = StoredSecret(1, pool.seal_again(ACCOUNT, secret, 9), 9)
+    assert await pool.match(ACCOUNT, SECRET, [overlapping]) == 0
+    assert await pool.match(ACCOUNT, SECRET, [evolve(overlapping, expires_at=10)]) is None
 
 
 async def test_verifier_of_other_parameters_is_still_matched() -> None:
-    verifier = await hasher(parameters=HashParameters(16, 2, 2)).derive(ACCOUNT, SECRET)
-    assert await hasher().match(ACCOUNT, SECRET, [verifier]) == 0
+    verifier = await hasher(parameters=HashParameters(16, 2, 2)).derive(ACCOUNT, SECRET, version=1)
+    assert await hasher().match(ACCOUNT, SECRET, stored(verifier)) == 0
 
 
 @pytest.mark.parametrize(
@@ -92,7 +126,8 @@ async def test_uniform_mismatch_hashes_what_is_left_of_one_hash_of_today(
     rest: tuple[int, int, int] | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    verifiers = [await hasher(parameters=HashParameters(*other)).derive(ACCOUNT, SECRET) for other in others]
+    made = [await hasher(parameters=HashParameters(*other)).derive(ACCOUNT, SECRET, version=1) for other in others]
+    verifiers = stored(*made)
     hashed: list[tuple[int, int, int]] = []
 
     def record(*arguments: Any, **costs: Any) -> bytes:
@@ -116,7 +151,7 @@ async def test_pool_that_is_closed_takes_nothing_and_counts_nothing() -> None:
     pool.close()
     for _ in range(2000):  # more than ever wait
         with pytest.raises(RuntimeError):
-            await pool.derive(ACCOUNT, SECRET)
+            await pool.derive(ACCOUNT, SECRET, version=1)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +168,9 @@ async def test_pool_that_is_closed_takes_nothing_and_counts_nothing() -> None:
     ],
 )
 async def test_verifier_that_cannot_be_derived_again_is_a_fault_that_quotes_nothing(verifier: str) -> None:
+    sealed = hasher()._seal(ACCOUNT, 1, None, verifier)
     with pytest.raises(HashFailed) as caught:
-        await hasher().match(ACCOUNT, SECRET, [verifier])
+        await hasher().match(ACCOUNT, SECRET, stored(sealed))
     assert str(caught.value).isidentifier()
     assert caught.value.__suppress_context__
 

@@ -16,9 +16,12 @@ async def verify_account(claim: Claim, accounts: AccountDirectory) -> Account:
         if not found.claimable:
             await accounts.even_out()
             raise Rejected("claim_closed")
-        return Account(found.id, claim.user_id, proof="claim", secret=None)
+        return Account(
+            found.id, claim.user_id, proof="claim", secret=None, version=found.version, until=found.claim_until
+        )
     match = await accounts.match(found, claim.secret)
     if match is None:
         raise Rejected("secret_mismatch")
     secret, proof = match
-    return Account(found.id, claim.user_id, proof, secret, outdated=accounts.outdated(found, secret))
+    outdated = accounts.outdated(found, secret)
+    return Account(found.id, claim.user_id, proof, secret, outdated, found.version, secret.expires_at)

@@ -22,7 +22,7 @@ from tests.harness import until
 Fault = Literal["fine", "not persisted", "persisted but reported as failed", "not foreseen"]
 
 CREATE = Write("create_account", {"account": ACCOUNT, "now": 1, "claim_until": 9, "role": None})
-CLAIM = Write("claim", {"account": ACCOUNT, "verifier": "v"})
+CLAIM = Write("claim", {"account": ACCOUNT, "verifier": "v", "now": 1})
 BREAKS: list[Fault] = ["not persisted", "persisted but reported as failed"]
 
 
@@ -66,6 +66,9 @@ class Disk:
             raise StoreError("something was written")
         batch.settle(outcomes)
         return outcomes
+
+    async def own(self) -> None:
+        pass
 
     async def open_attempts(self) -> list[OpenAttempt]:
         return await self._store.open_attempts()

@@ -72,6 +72,8 @@ from tests.audit_log import (
 
 INTERRUPTED: Step = (AuthInterrupted, {})
 AT = timestamp(NOW)
+KEY = {"recorded_at": AT, "kid": "k1", "alg": "EdDSA"}
+USED: list[Event] = [KeyCreated(**KEY), KeyActivated(**KEY)]
 
 
 def failed(reason: str, stage: str | None = None) -> Step:
@@ -101,9 +103,22 @@ def bodies(*events: Event) -> list[tuple[int, bytes]]:
 
 # -- one attempt ----------------------------------------------------------------------
 
+
+def founding(steps: tuple[Step, ...]) -> list[Event]:
+    """What is on record before a request can be granted: its account, with a secret unless it claims, and a key."""
+    created = AccountCreated(recorded_at=AT, account=ACCOUNT, claim_until=timestamp(NOW + 10**6))
+    return [created, *([] if steps == CLAIMING else [SET]), *USED]
+
+
 LEGAL = [
     pytest.param(GRANT, "granted", id="granted"),
     pytest.param(CLAIMING, "granted", id="claimed"),
+    pytest.param((*GRANT[:5], ENCODED, *GRANT[5:]), "granted", id="signed-again"),
+    pytest.param(
+        (*GRANT[:5], (TokenFailed, {"reason": "encode_failed"}), failed("encode_failed", "encode")),
+        "failed",
+        id="signed-once-and-not-again",
+    ),
     pytest.param(DENIAL, "denied", id="denied"),
     pytest.param(
         (REQUESTED, (RequestRejected, {"reason": "body_not_json"}), denied("body_not_json", "validate")),
@@ -135,9 +150,10 @@ LEGAL = [
 
 @pytest.mark.parametrize(("steps", "outcome"), LEGAL)
 def test_a_legal_walk_ends_in_its_outcome(steps: tuple[Step, ...], outcome: str) -> None:
-    replay = replayed(AccountCreated(recorded_at=AT, account=ACCOUNT), *attempt(1, *steps))
+    before = founding(steps)
+    replay = replayed(*before, *attempt(1, *steps))
     assert replay.attempts == {"granted": 0, "denied": 0, "failed": 0, "interrupted": 0, "open": 0} | {outcome: 1}
-    assert replay.events.total() == 1 + len(steps)
+    assert replay.events.total() == len(before) + len(steps)
 
 
 @pytest.mark.parametrize("length", range(1, len(GRANT)))
@@ -197,9 +213,9 @@ def test_an_illegal_step_is_the_fault_of_its_event(steps: tuple[Step, ...], what
 @pytest.mark.parametrize("outcome", [pytest.param(steps.values[0], id=steps.id) for steps in LEGAL if steps.id])
 def test_nothing_follows_a_terminal_event(outcome: tuple[Step, ...]) -> None:
     events = attempt(1, *outcome, (AuthInterrupted, {}))
-    created = AccountCreated(recorded_at=AT, account=ACCOUNT)
-    fault = fault_of(created, *events, start_of={rid(1): 1})
-    assert (fault.seq, fault.what) == (len(events), "continues an attempt that has ended")
+    before = founding(outcome)
+    fault = fault_of(*before, *events, start_of={rid(1): 1})
+    assert (fault.seq, fault.what) == (len(before) + len(events) - 1, "continues an attempt that has ended")
     # Where the log is not read from its start, the attempt itself knows.
     fault_in_words = explain(rid(1), bodies(*events), over=False).fault
     assert fault_in_words is not None
@@ -221,7 +237,7 @@ def test_every_reason_of_the_contract_has_words() -> None:
 
 # -- accounts and keys ----------------------------------------------------------------
 
-CREATED = AccountCreated(recorded_at=AT, account=ACCOUNT, claim_until=timestamp(NOW + 5))
+CREATED = AccountCreated(recorded_at=AT, account=ACCOUNT, claim_until=timestamp(NOW + 10**6))
 SET = SecretSet(recorded_at=AT, account=ACCOUNT, version=1)
 SUSPENDED = AccountSuspended(recorded_at=AT, account=ACCOUNT)
 RESUMED = AccountResumed(recorded_at=AT, account=ACCOUNT)
@@ -262,8 +278,8 @@ def retired(version: int) -> SecretRetired:
 def test_an_account_stands_as_its_events_leave_it(
     events: list[Event], status: str, version: int | None, secrets: dict[int, int | None]
 ) -> None:
-    replay = replayed(CREATED, *events)
-    assert replay.accounts == {ACCOUNT: AccountState(ACCOUNT, status, NOW, NOW + 5, version, None, secrets)}
+    replay = replayed(*USED, CREATED, *events)
+    assert replay.accounts == {ACCOUNT: AccountState(ACCOUNT, status, NOW, NOW + 10**6, version, None, secrets)}
 
 
 def test_revocations_stand_as_their_events_leave_them_and_touch_no_secret() -> None:
@@ -292,12 +308,43 @@ def claim_of(version: int) -> list[Any]:
     return [*events[:5], replace(events[5], version=version), events[6]]
 
 
-KEY = {"recorded_at": AT, "kid": "k1", "alg": "EdDSA"}
-USED: list[Event] = [KeyCreated(**KEY), KeyActivated(**KEY)]
-
-
 def key_retired(until: int | None = None) -> Event:
     return KeyRetired(**KEY, published_until=None if until is None else timestamp(until))
+
+
+FOUNDED = [CREATED, SET, *USED]
+
+
+@pytest.mark.parametrize(
+    ("before", "what"),
+    [
+        pytest.param(USED, "an account that there is not", id="no-account"),
+        pytest.param([CREATED, *USED], "for secret 1, which is no more", id="no-secret"),
+        pytest.param([*FOUNDED, SUSPENDED], "an account that is suspended", id="suspended"),
+        pytest.param([*FOUNDED, rotated(2), retired(1)], "for secret 1, which is no more", id="retired-secret"),
+        pytest.param([*FOUNDED, rotated(2, NOW + 9)], "for secret 1, whose overlap is over", id="overlap-is-over"),
+        pytest.param([CREATED, SET], "a key that is retired, withdrawn or not on record", id="no-key"),
+        pytest.param(
+            [*FOUNDED, KeyCreated(**KEY | {"kid": "k2"}), KeyActivated(**KEY | {"kid": "k2"}), key_retired()],
+            "a key that is retired, withdrawn",
+            id="withdrawn-key",
+        ),
+    ],
+)
+def test_a_grant_that_the_events_before_it_forbid_is_a_fault(before: list[Event], what: str) -> None:
+    fault = fault_of(*before, *attempt(1, *GRANT))
+    assert fault.seq == len(before) + len(GRANT) - 1
+    assert what in fault.what
+
+
+def test_a_claim_behind_its_window_is_a_fault() -> None:
+    created = AccountCreated(recorded_at=AT, account=ACCOUNT, claim_until=timestamp(NOW + 9))
+    assert "whose claim window is closed" in fault_of(created, *USED, *attempt(1, *CLAIMING)).what
+
+
+def test_a_grant_under_a_key_that_another_one_replaced_is_legal() -> None:
+    other = [KeyCreated(**KEY | {"kid": "k2"}), KeyActivated(**KEY | {"kid": "k2"})]
+    assert replayed(*FOUNDED, *other, *attempt(1, *GRANT)).attempts["granted"] == 1
 
 
 @pytest.mark.parametrize(
@@ -317,9 +364,9 @@ def key_retired(until: int | None = None) -> Event:
         pytest.param([CREATED, SET, SET], "gives secret 1 to an account that has 1", id="set-twice"),
         pytest.param([CREATED, rotated(1)], "gives secret 1 to an account that has none", id="rotated-without-any"),
         pytest.param([CREATED, SET, rotated(3)], "gives secret 3 to an account that has 1", id="version-left-out"),
-        pytest.param(attempt(1, *CLAIMING), "claims an account", id="claimed-though-never-created"),
+        pytest.param(attempt(1, *CLAIMING), "an account that there is not", id="claimed-though-never-created"),
         pytest.param([CREATED, SET, *attempt(1, *CLAIMING)], "claims an account", id="claimed-though-set"),
-        pytest.param([CREATED, SUSPENDED, *attempt(1, *CLAIMING)], "claims an account", id="claimed-though-suspended"),
+        pytest.param([CREATED, SUSPENDED, *attempt(1, *CLAIMING)], "is suspended", id="claimed-though-suspended"),
         pytest.param([CREATED, *claim_of(2)], "claims an account", id="claimed-with-a-second-secret"),
         pytest.param([KeyCreated(**KEY), KeyCreated(**KEY)], "creates a key that there is", id="key-created-twice"),
         pytest.param([KeyActivated(**KEY)], "changes a key that there is not", id="key-never-created"),

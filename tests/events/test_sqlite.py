@@ -19,7 +19,7 @@ import pytest
 
 from events.batch import Batch, Outcome, Part, StoreError, Write
 from events.codec import encode
-from events.sqlite import KEPT_WAL_BYTES, BrokenTree, SqliteReader, SqliteWriter, _trusted
+from events.sqlite import KEPT_WAL_BYTES, SCHEMA_VERSION, BrokenTree, SqliteReader, SqliteWriter, _trusted
 from events.stores import SqliteStore
 from tests.audit_log import (
     ACCOUNT,
@@ -66,7 +66,9 @@ def database(tmp_path: Path) -> Path:
 
 def rotation(version: int, verifier: str) -> Write:
     parameters: dict[str, str | int | None] = {"version": version, "replaced": version - 1, "overlap_until": None}
-    return Write("rotate", {"account": ACCOUNT, "verifier": verifier, "salted_as": None, **parameters})
+    return Write(
+        "rotate", {"account": ACCOUNT, "verifier": verifier, "overlapped": None, "overlapping": None, **parameters}
+    )
 
 
 def auditor(path: Path) -> sqlite3.Connection:
@@ -210,7 +212,7 @@ def torn_database(path: Path) -> None:
 
 NO_DATABASE: list[Any] = [
     pytest.param(other_database, "is not a database of hubler-auth", id="of-another-program"),
-    pytest.param(other_schema, "has schema 1, this program reads 5", id="of-another-version"),
+    pytest.param(other_schema, f"has schema 1, this program reads {SCHEMA_VERSION}", id="of-another-version"),
     pytest.param(lambda path: path.write_text(QUOTED * 100), "SQLITE_NOTADB", id="not-a-database"),
     pytest.param(torn_database, "SQLITE_", id="torn"),
 ]

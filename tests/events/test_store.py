@@ -39,8 +39,8 @@ def create_with_secret(verifier: str | None = "v1") -> Write:
     return Write("create_account_with_secret", {**create().parameters, "claim_until": None, "verifier": verifier})
 
 
-def claim(verifier: str | None = "v1") -> Write:
-    return Write("claim", {"account": ACCOUNT, "verifier": verifier})
+def claim(verifier: str | None = "v1", now: int = 8) -> Write:
+    return Write("claim", {"account": ACCOUNT, "verifier": verifier, "now": now})
 
 
 def rehash(replaced: str, verifier: str | None = "v1-anew") -> Write:
@@ -48,10 +48,10 @@ def rehash(replaced: str, verifier: str | None = "v1-anew") -> Write:
 
 
 def rotate(
-    version: int, *, until: int | None = None, verifier: str | None = "new", salted_as: str | None = None
+    version: int, *, until: int | None = None, verifier: str | None = "new", overlapped: str | None = None
 ) -> Write:
     parameters: dict[str, str | int | None] = {"version": version, "replaced": version - 1 or None}
-    parameters["salted_as"] = salted_as
+    parameters |= {"overlapped": overlapped, "overlapping": f"{overlapped} until {until}"}
     return Write("rotate", {"account": ACCOUNT, "verifier": verifier, "overlap_until": until, **parameters})
 
 
@@ -197,58 +197,63 @@ CHANGES = [
     pytest.param([create()], RESUME, LOST, UNCLAIMED, id="resume-again"),
     pytest.param([create(OTHER)], RESUME, LOST, None, id="resume-nobody"),
     pytest.param([create()], claim(), DONE, CLAIMED, id="claim"),
+    pytest.param([create()], claim(now=9), LOST, UNCLAIMED, id="claim-too-late"),
     pytest.param([create(), claim()], claim("v2"), LOST, CLAIMED, id="claim-again"),
     pytest.param([create(), SUSPEND], claim(), LOST, ("suspended", None, {}), id="claim-suspended"),
     pytest.param([create(OTHER)], claim(), LOST, None, id="claim-nobody"),
     pytest.param([create(), claim()], rehash("v1"), DONE, ("active", 1, {1: ("v1-anew", None)}), id="rehash"),
     pytest.param([create(), claim()], rehash("v0"), LOST, CLAIMED, id="rehash-too-late"),
     pytest.param(
-        [create(), claim(), rotate(2, until=50)],
+        [create(), claim(), rotate(2, until=50, overlapped="v1")],
         rehash("v1"),
         LOST,
-        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        ("active", 2, {1: ("v1 until 50", 50), 2: ("new", None)}),
         id="rehash-within-an-overlap",
     ),
     pytest.param([create()], rotate(1), DONE, ("active", 1, {1: ("new", None)}), id="rotate-unclaimed"),
     pytest.param([create(), claim()], rotate(2), DONE, ("active", 2, {2: ("new", None)}), id="rotate"),
     pytest.param(
         [create(), claim()],
-        rotate(2, until=50),
+        rotate(2, until=50, overlapped="v1"),
         DONE,
-        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        ("active", 2, {1: ("v1 until 50", 50), 2: ("new", None)}),
         id="rotate-with-overlap",
     ),
     pytest.param(
         [create(), claim()],
-        rotate(2, until=50, salted_as="v1"),
+        rotate(2, until=50, overlapped="v1"),
         DONE,
-        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        ("active", 2, {1: ("v1 until 50", 50), 2: ("new", None)}),
         id="rotate-salted-as-the-other",
     ),
     pytest.param(
         [create(), claim(), rehash("v1")],
-        rotate(2, until=50, salted_as="v1"),
+        rotate(2, until=50, overlapped="v1"),
         LOST,
         ("active", 1, {1: ("v1-anew", None)}),
         id="rotate-salted-as-it-was-before",
     ),
     pytest.param(
-        [create(), claim(), rotate(2, until=50)],
-        rotate(3, until=60),
+        [create(), claim(), rotate(2, until=50, overlapped="v1")],
+        rotate(3, until=60, overlapped="new"),
         DONE,
-        ("active", 3, {2: ("new", 60), 3: ("new", None)}),
+        ("active", 3, {2: ("new until 60", 60), 3: ("new", None)}),
         id="rotate-within-an-overlap",
     ),
     pytest.param([create(), claim()], rotate(1), LOST, CLAIMED, id="rotate-too-late"),
     pytest.param([create(OTHER)], rotate(1), LOST, None, id="rotate-nobody"),
     pytest.param(
-        [create(), claim(), rotate(2, until=50)], retire(1, 50), DONE, ("active", 2, {2: ("new", None)}), id="retire"
+        [create(), claim(), rotate(2, until=50, overlapped="v1")],
+        retire(1, 50),
+        DONE,
+        ("active", 2, {2: ("new", None)}),
+        id="retire",
     ),
     pytest.param(
-        [create(), claim(), rotate(2, until=50)],
+        [create(), claim(), rotate(2, until=50, overlapped="v1")],
         retire(1, 49),
         LOST,
-        ("active", 2, {1: ("v1", 50), 2: ("new", None)}),
+        ("active", 2, {1: ("v1 until 50", 50), 2: ("new", None)}),
         id="retire-too-early",
     ),
     pytest.param([create(), claim()], retire(1, 50), LOST, CLAIMED, id="retire-the-current-one"),

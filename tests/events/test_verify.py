@@ -3,7 +3,9 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from heapq import merge
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 
@@ -23,14 +25,16 @@ from events.records import (
     AttemptEvent,
     AuditExported,
     AuditRollbackAccepted,
+    AuthGranted,
     AuthInterrupted,
     AuthRequested,
     Event,
     SecretRetired,
     SecretRotated,
+    SecretSet,
     ServiceStopped,
 )
-from events.replay import NO_END, Fault, Replay, Stretch, read
+from events.replay import NO_END, Fault, Grant, Replay, Stretch, read
 from events.schema import checks, objects, statements
 from events.sqlite import PAGE, SchemaChanged, SqliteReader, find_sqlite
 from events.verify import Given, Report, verify, verify_tiles
@@ -95,7 +99,8 @@ def rotated(version: int, until: int | None, *ended: int) -> Entry:
         "version": version,
         "replaced": version - 1,
         "verifier": "v",
-        "salted_as": None,
+        "overlapped": None,
+        "overlapping": "v",
     }
     return [event, *retired], Write("rotate", parts | {"overlap_until": until})
 
@@ -301,7 +306,7 @@ def spoil(path: Path) -> None:
             id="table-hidden",
         ),
         pytest.param(
-            lambda path: without_check(path, "tree", "INSERT INTO tree SELECT 1, size, nodes, leaves FROM tree"),
+            lambda path: without_check(path, "tree", "INSERT INTO tree SELECT 1, size, nodes, leaves, owner FROM tree"),
             f"{INTEGRITY}CHECK constraint failed in tree",
             id="check-hidden",
         ),
@@ -354,7 +359,7 @@ def test_a_rotation_and_its_retirements_stand_in_log_and_tables_alike(path: Path
 def test_what_is_written_meanwhile_is_read_too(path: Path) -> None:
     attempts = [attempt(number, *DENIAL) for number in range(100, 100 + PAGE // 2)]
     write_log(path, started(), [event for events in attempts for event in events])
-    later: Iterator[list[Entry]] = iter([[created()], [claimed(1)]])
+    later: Iterator[list[Entry]] = iter([[new_key(), created()], [claimed(1)]])
     pages = []
 
     def write_more(done: int, size: int) -> None:
@@ -366,7 +371,7 @@ def test_what_is_written_meanwhile_is_read_too(path: Path) -> None:
     report = verify(reader, None, on_page=write_more, pace=Pace(chunk_events=8 * TILE_WIDTH))
     reader.close()
     assert report.fault is None
-    assert report.events == 1 + 2 * PAGE + 1 + 7
+    assert report.events == 1 + 2 * PAGE + 3 + 7
     in_whole_tiles = (2 * PAGE + 1) // TILE_WIDTH * TILE_WIDTH
     assert pages[0] == (8 * TILE_WIDTH, in_whole_tiles)
     assert pages[-1] == (report.events, report.events)
@@ -516,7 +521,7 @@ ANOTHER = encode(attempt(9, REQUESTED)[0]).decode()
         pytest.param(["DELETE FROM accounts"], None, ACCOUNT, id="account-gone"),
         pytest.param(["UPDATE accounts SET role = 'verifier'"], None, ACCOUNT, id="role-given"),
         pytest.param(
-            [f"INSERT INTO accounts VALUES ('{OTHER}', 'active', 0, NULL, NULL, NULL)"],
+            [f"INSERT INTO accounts VALUES ('{OTHER}', 'active', 0, NULL, NULL, NULL, 1)"],
             None,
             OTHER,
             id="account-of-no-event",
@@ -1113,22 +1118,30 @@ def some_log(seed: int) -> list[Event]:
     random = Random(seed)
     accounts = [f"{number:024x}" for number in range(12)]
     parts = {"recorded_at": timestamp(NOW)}
-    events: list[Event] = [*started(), *(AccountCreated(**parts, account=account) for account in accounts)]
+    claim_until = timestamp(NOW + 10**6)
+    keys, _ = new_key()
+    created = [AccountCreated(**parts, account=account, claim_until=claim_until) for account in accounts]
+    secrets = [SecretSet(**parts, account=account, version=1) for account in accounts[8:]]
+    events: list[Event] = [*started(), *keys, *created, *secrets]
     running: list[list[AttemptEvent]] = []
-    unclaimed, suspended = set(accounts[:8]), set[str]()
+    unclaimed, suspended, granted = set(accounts[:8]), set[str](), set(accounts[8:10])
     for number in range(150):
         account = random.choice(accounts)
         walk: Sequence[Step] = random.choice([GRANT, DENIAL, GRANT[:3], (*GRANT[:4], (AuthInterrupted, {}))])
         if account in unclaimed:
             walk = CLAIMING
             unclaimed.remove(account)
+        elif walk is GRANT and account not in granted:
+            walk = DENIAL
         running.append(attempt(number, *walk, account=account))
         while len(running) > random.randrange(20):
             steps = random.choice(running)
             events.append(steps.pop(0))
+            if isinstance(last := events[-1], AuthGranted):
+                granted.add(str(last.account))
             running = [one for one in running if one]
         if random.random() < 0.05:
-            account = random.choice(accounts[8:])
+            account = random.choice(accounts[10:])
             changed = AccountResumed if account in suspended else AccountSuspended
             suspended ^= {account}
             events.append(changed(**parts, account=account))
@@ -1179,15 +1192,24 @@ def test_stretches_cut_anywhere_add_up_to_the_whole(seed: int) -> None:
         stretch = Stretch()
         for seq, event in events[first:end]:
             stretch.apply(seq, event)
-        for seq, event in stretch.left:
-            parts.apply(seq, event)
+        in_order: Iterator[tuple[int, Event | Grant]] = merge(stretch.left, stretch.grants, key=itemgetter(0))
+        for seq, step in in_order:
+            if isinstance(step, Grant):
+                parts.grant(seq, step)
+            else:
+                parts.apply(seq, step)
         parts.add(stretch.counts)
     assert attrs.evolve(parts, start_of=whole.start_of) == whole
 
 
 @pytest.mark.parametrize("again", [pytest.param(300, id="in-the-next-chunk"), pytest.param(700, id="chunks-later")])
 def test_an_attempt_cannot_begin_again_while_it_is_open(path: Path, pace: Pace, again: int) -> None:
-    events: list[Event] = [*started(), *attempt(1, REQUESTED)]
+    keys, _ = new_key()
+    founding = [
+        AccountCreated(recorded_at=timestamp(NOW), account=ACCOUNT),
+        SecretSet(recorded_at=timestamp(NOW), account=ACCOUNT, version=1),
+    ]
+    events: list[Event] = [*started(), *keys, *founding, *attempt(1, REQUESTED)]
     events += [event for number in range(2, 130) for event in attempt(number, *GRANT)]
     events[again:again] = attempt(1, *GRANT)
     assert str(verified(rewrite(write_log(path), events), pace=pace).fault) == (

@@ -2,40 +2,20 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from events.log import EventLog
 from events.sqlite import SqliteReader
-from events.stores import SqliteStore
 from events.verify import verify
 from service.accounts import AccountDesk
-from service.clock import wall_clock
-from service.keys import secrets_key
-from service.verifier import HashParameters, SecretHasher
+from service.verifier import HashParameters
 from tests.conftest import Start
-from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Clock, Running, until
+from tests.harness import ACCOUNT, OTHER_ACCOUNT, SECRET, Answer, Clock, Running, command_desk, until
 
 LOST = ["auth.requested", "request.validated", "account.verified", "payload.built", "token.encoded"]
 DAY = 86_400
 SLOW = {"iterations": 80_000, "hash_workers": 2}  # at 8 KiB about a quarter of a second
-
-
-@asynccontextmanager
-async def desk(running: Running, parameters: HashParameters | None = None) -> AsyncIterator[AccountDesk]:
-    """An operator's command beside the service: a connection, a reader and a hasher of its own."""
-    settings = running.service.settings
-    usual = HashParameters(*settings.secrets.costs)
-    hasher = SecretHasher(secrets_key(settings.keys_directory, create=False), parameters or usual)
-    log = EventLog(SqliteStore(running.database, create=False), wall_clock)
-    reader = SqliteReader(running.database)
-    await log.start(owns_attempts=False)
-    yield AccountDesk(log, reader, wall_clock, hasher)
-    await log.stop()
-    reader.close()
-    hasher.close()
 
 
 async def a_few_sweeps() -> None:
@@ -129,7 +109,7 @@ async def test_claim_that_another_secret_won_meanwhile_is_lost(start: Start) -> 
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        pytest.param(lambda desk: desk.suspend(ACCOUNT), (401, "store_secret", "claim_lost"), id="suspended"),
+        pytest.param(lambda desk: desk.suspend(ACCOUNT), (401, "store_secret", "account_suspended"), id="suspended"),
         pytest.param(
             lambda desk: desk.rotate(ACCOUNT, "another", overlap_seconds=0),
             (401, "store_secret", "claim_lost"),
@@ -147,7 +127,7 @@ async def test_claim_under_way_meets_what_the_operator_did(
     await running.add()
     waiting = asyncio.create_task(running.authenticate())
     await under_way(running)
-    async with desk(running, HashParameters(8, 1, 1)) as operator:
+    async with command_desk(running, HashParameters(8, 1, 1)) as operator:
         await change(operator)
     answer = await waiting
     assert told(running, answer) == status
@@ -224,7 +204,7 @@ async def test_rotation_without_overlap_ends_the_old_secret_at_the_next_request(
     await running.add()
     assert stored(running, await running.authenticate()) == ("claim", "claimed", 1)
     assert stored(running, await running.authenticate()) == ("remembered", "unchanged", 1)
-    async with desk(running) as operator:
+    async with command_desk(running) as operator:
         assert await operator.rotate(ACCOUNT, "new", overlap_seconds=0) == 2
     assert told(running, await running.authenticate()) == (401, "verify_account", "secret_mismatch")
     assert stored(running, await running.authenticate("new")) == ("hashed", "unchanged", 2)
@@ -236,7 +216,7 @@ async def test_rotation_with_overlap_ends_the_old_secret_by_the_clock(start: Sta
     clock = Clock()
     running = await start(clock=clock)
     await running.add(secret=SECRET)
-    async with desk(running) as operator:
+    async with command_desk(running) as operator:
         await operator.rotate(ACCOUNT, "new", overlap_seconds=3600)
     assert stored(running, await running.authenticate()) == ("hashed", "unchanged", 1)
     assert stored(running, await running.authenticate("new")) == ("hashed", "unchanged", 2)
@@ -270,7 +250,7 @@ async def test_overlap_that_ended_while_no_service_ran_is_retired_at_the_next_st
 
 async def test_rotation_within_an_overlap_ends_the_oldest_secret_at_once(running: Running) -> None:
     await running.add(secret="first")
-    async with desk(running) as operator:
+    async with command_desk(running) as operator:
         await operator.rotate(ACCOUNT, "second", overlap_seconds=3600)
         assert (await running.authenticate("first")).status == 200
         await operator.rotate(ACCOUNT, "third", overlap_seconds=3600)
@@ -282,7 +262,7 @@ async def test_rotation_within_an_overlap_ends_the_oldest_secret_at_once(running
 
 async def test_two_operators_who_rotate_at_once_give_two_secrets(running: Running) -> None:
     await running.add(secret=SECRET)
-    async with desk(running) as one, desk(running) as other:
+    async with command_desk(running) as one, command_desk(running) as other:
         versions = await asyncio.gather(
             one.rotate(ACCOUNT, "one", overlap_seconds=0), other.rotate(ACCOUNT, "other", overlap_seconds=0)
         )
@@ -296,7 +276,7 @@ async def test_two_operators_who_rotate_at_once_give_two_secrets(running: Runnin
 
 async def test_suspension_and_its_end_hold_from_the_next_request_on(running: Running) -> None:
     await running.add()
-    async with desk(running) as operator:
+    async with command_desk(running) as operator:
         for expected in (("claim", "claimed", 1), ("remembered", "unchanged", 1)):
             assert stored(running, await running.authenticate()) == expected
         for _ in range(2):
@@ -308,14 +288,14 @@ async def test_suspension_and_its_end_hold_from_the_next_request_on(running: Run
     check_log(running)
 
 
-async def test_request_under_way_when_its_account_is_suspended_is_the_last(start: Start) -> None:
+async def test_request_under_way_when_its_account_is_suspended_is_refused(start: Start) -> None:
     running = await start(secrets=SLOW)
     await running.add(secret=SECRET)
     waiting = asyncio.create_task(running.authenticate())
     await until(lambda: running.events()[-1]["type"] == "request.validated")
-    async with desk(running) as operator:
+    async with command_desk(running) as operator:
         await operator.suspend(ACCOUNT)
-    assert (await waiting).status == 200
+    assert told(running, await waiting) == (401, "store_secret", "account_suspended")
     assert told(running, await running.authenticate()) == (401, "verify_account", "account_suspended")
     check_log(running)
 

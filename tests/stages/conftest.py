@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from events.batch import Write
 from events.log import EventLog
 from events.sqlite import SqliteReader
 from events.stores import SqliteStore
@@ -33,7 +34,9 @@ class World:
     async def open(self) -> None:
         await self.log.start(owns_attempts=True)
         self.reader = SqliteReader(self.database)
-        self.keys = KeyRing(create_signing_key(self._directory, "EdDSA"))
+        key = create_signing_key(self._directory, "EdDSA")
+        await self.log.commit([], write=Write("activate_new_key", {"kid": key.kid, "alg": key.alg, "now": self.now}))
+        self.keys = KeyRing(key)
         self.use(CHEAP)
 
     def use(self, parameters: HashParameters, *, queue: int = 1024, uniform: bool = False) -> None:
@@ -43,7 +46,10 @@ class World:
         self.accounts = Accounts(self.reader, self.hasher, remembered, self.clock, uniform=uniform)
         self.desk = AccountDesk(self.log, self.reader, self.clock, self.hasher)
         profile = TokenProfile("http://issuer", "http://audience", 3600)
-        self.deps = Deps(self.log, self.accounts, self.keys, profile, Answers(), self.clock)
+        self.deps = Deps(self.log, self.accounts, self.keys, profile, Answers(), self.clock, self.follow_keys)
+
+    async def follow_keys(self) -> None:
+        pass
 
     def later(self, seconds: float) -> None:
         self.now += round(seconds * 1_000_000)

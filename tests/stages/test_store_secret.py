@@ -1,11 +1,23 @@
 """Claim, Account → stored: the secret becomes or stays the account's, and the grant is one transaction with it."""
 
 import time
+from functools import partial
 
 import pytest
 
 from events.log import LogUnavailable
-from service.model import Account, Claim, Grant, HashFailed, Overloaded, RawRequest, Rejected, WriteFailed
+from service.model import (
+    Account,
+    Claim,
+    Grant,
+    HashFailed,
+    Overloaded,
+    RawRequest,
+    Rejected,
+    StoredAccount,
+    Token,
+    WriteFailed,
+)
 from service.pipeline import VALIDATE, VERIFY_ACCOUNT, Arrival, Attempt
 from service.stages.store_secret import store_secret
 from service.stages.validate import validate
@@ -20,12 +32,23 @@ OTHER = HashParameters(memory_kib=16, iterations=1, parallelism=1)
 IMPOSSIBLE = HashParameters(memory_kib=8, iterations=1, parallelism=64)  # Argon2 asks for 8 KiB a lane
 
 
-async def attempt(world: World, number: int = 1) -> tuple[Account, Grant]:
-    """A request that has come as far as its account, and how it is granted."""
+async def begun(world: World, number: int) -> Attempt:
+    """A request that is valid."""
     arrival = Arrival(f"{number:032x}", world.now, time.monotonic_ns(), "/auth", "192.0.2.1")
     run = Attempt(arrival, world.deps)
-    claim = await run.step(VALIDATE, validate, RawRequest(BODY))
-    return await run.step(VERIFY_ACCOUNT, verify_account, claim, world.accounts), run.grant
+    await run.step(VALIDATE, validate, RawRequest(BODY))
+    return run
+
+
+def granting(run: Attempt, world: World) -> Grant:
+    return partial(run.grant, Token("", world.keys.active.kid, "EdDSA"))
+
+
+async def attempt(world: World, number: int = 1) -> tuple[Account, Grant]:
+    """A request that has come as far as its account, and how it is granted."""
+    run = await begun(world, number)
+    account = await run.step(VERIFY_ACCOUNT, verify_account, CLAIM, world.accounts)
+    return account, granting(run, world)
 
 
 async def add(world: World) -> None:
@@ -105,36 +128,93 @@ async def test_secret_is_stored_and_granted_in_one(
     )
 
 
-async def test_secret_that_was_right_when_verified_is_granted_although_rotated_since(world: World) -> None:
-    for step in (add_with_secret, hash_otherwise):
-        await step(world)
+async def suspend_and_resume(world: World) -> None:
+    await suspend(world)
+    await world.desk.resume(ACCOUNT)
+
+
+@pytest.mark.parametrize("between", [suspend_and_resume, others_rotate(60)])
+async def test_a_grant_goes_on_where_the_account_changed_and_nothing_forbids_it(world: World, between: Step) -> None:
+    await add_with_secret(world)
     account, grant = await attempt(world)
-    await world.desk.rotate(ACCOUNT, "new", overlap_seconds=0)
-    await store_secret(CLAIM, account, world.accounts, grant)
-    stored, granted = world.events()[-2:]
-    assert (stored["action"], granted["type"]) == ("unchanged", "auth.granted")
-    assert [version for version, _ in verifiers(world)] == [2]
-    with pytest.raises(Rejected, match="secret_mismatch"):
-        await verify_account(CLAIM, world.accounts)
+    await between(world)
+    assert await store_secret(CLAIM, account, world.accounts, grant)
+    assert world.events()[-1]["type"] == "auth.granted"
 
 
 @pytest.mark.parametrize(
-    "between",
+    ("before", "between", "reason"),
     [
-        pytest.param(others_claim("another"), id="claimed-with-another-secret"),
-        pytest.param(suspend, id="suspended"),
-        pytest.param(others_claim_and_are_suspended, id="claimed-with-the-same-secret-and-suspended"),
-        pytest.param(delete, id="gone"),
+        pytest.param([add], others_claim("another"), "claim_lost", id="claimed-with-another-secret"),
+        pytest.param([add], suspend, "account_suspended", id="suspended-before-the-claim"),
+        pytest.param([add], others_claim_and_are_suspended, "account_suspended", id="claimed-and-suspended"),
+        pytest.param([add], delete, "account_suspended", id="gone"),
+        pytest.param([add_with_secret], suspend, "account_suspended", id="suspended"),
+        pytest.param([add_with_secret], others_rotate(0), "secret_mismatch", id="rotated"),
+        pytest.param([add_with_secret, hash_otherwise], others_rotate(0), "secret_mismatch", id="rotated-and-outdated"),
     ],
 )
-async def test_claim_that_comes_too_late_is_lost(world: World, between: Step) -> None:
-    await add(world)
+async def test_what_the_account_forbids_by_now_is_refused_although_it_was_right_when_verified(
+    world: World, before: list[Step], between: Step, reason: str
+) -> None:
+    for step in before:
+        await step(world)
     account, grant = await attempt(world)
     await between(world)
-    before = verifiers(world)
-    with pytest.raises(Rejected, match="claim_lost"):
+    stored = verifiers(world)
+    with pytest.raises(Rejected, match=reason):
         await store_secret(CLAIM, account, world.accounts, grant)
-    assert verifiers(world) == before
+    assert verifiers(world) == stored
+    assert "secret.stored" not in [event["type"] for event in world.events()]
+
+
+async def test_a_claim_whose_window_closes_meanwhile_is_refused(world: World) -> None:
+    await add(world)
+    account, grant = await attempt(world)
+    world.execute(f"UPDATE accounts SET claim_until = {world.now - 1}")
+    with pytest.raises(Rejected, match="claim_closed"):
+        await store_secret(CLAIM, account, world.accounts, grant)
+
+
+async def test_a_claim_that_waits_until_its_window_is_over_is_refused(world: World) -> None:
+    await add(world)
+    account, _ = await attempt(world)
+    world.later(61)
+    with pytest.raises(Rejected, match="claim_closed"):
+        await store_secret(CLAIM, account, world.accounts, granting(await begun(world, 2), world))
+
+
+async def test_a_secret_that_waits_until_its_overlap_is_over_is_refused(world: World) -> None:
+    await add_with_secret(world)
+    await others_rotate(60)(world)
+    account, _ = await attempt(world)
+    world.later(61)
+    with pytest.raises(Rejected, match="secret_mismatch"):
+        await store_secret(CLAIM, account, world.accounts, granting(await begun(world, 2), world))
+
+
+async def test_a_key_that_signs_no_more_grants_nothing(world: World) -> None:
+    await add_with_secret(world)
+    account, grant = await attempt(world)
+    world.execute("UPDATE signing_keys SET state = 'withdrawn'")
+    assert not await store_secret(CLAIM, account, world.accounts, grant)
+    assert "secret.stored" not in [event["type"] for event in world.events()]
+
+
+async def test_an_account_that_never_stands_still_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await add_with_secret(world)
+    account, grant = await attempt(world)
+    find_again = world.accounts.find_again
+
+    def find_and_move(account: str) -> StoredAccount | None:
+        found = find_again(account)
+        world.execute("UPDATE accounts SET role = role")
+        return found
+
+    world.execute("UPDATE accounts SET role = role")
+    monkeypatch.setattr(world.accounts, "find_again", find_and_move)
+    with pytest.raises(WriteFailed):
+        await store_secret(CLAIM, account, world.accounts, grant)
     assert "secret.stored" not in [event["type"] for event in world.events()]
 
 

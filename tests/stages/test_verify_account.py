@@ -146,7 +146,10 @@ async def spoil_the_algorithm(world: World) -> None:
 
 
 async def ask_too_much_of_argon2(world: World) -> None:
-    world.execute("UPDATE secrets SET verifier = replace(verifier, 'm=8', 'm=2147483648')")
+    [(account, [secret])] = [found for found in [world.reader.account_secrets(ACCOUNT)] if found is not None]
+    dearer = secret.verifier.partition(".")[0].replace("m=8", "m=2147483648")
+    sealed = world.hasher._seal(account.account, secret.version, None, dearer)
+    world.execute(f"UPDATE secrets SET verifier = '{sealed}'")
 
 
 async def leave_no_room(world: World) -> None:
