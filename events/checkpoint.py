@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from events.merkle import is_included, leaf_hash
 
+MAX_NOTE_BYTES = 1_000_000  # what Go's note.Open takes
+MAX_PROOF_BYTES = 2_000_000  # a note, and a body of 65,535 bytes in base64
 MAX_SIGNATURES = 100  # what Go's note.Open takes; C2SP asks for 16 at least
 
 _ED25519 = b"\x01"

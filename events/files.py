@@ -1,10 +1,33 @@
-"""What is told of a file that cannot be used: which, why, and what to do where somebody else owns it."""
+"""How a file is read that somebody else may have put there, and what is told of one that cannot be used."""
 
+import errno
 import os
 import pwd
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 _DONE = {"open": "opened", "read": "read", "write": "written"}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open to be read. Raises `OSError` for anything else, at once: a FIFO would be waited for."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    kind = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(kind):
+        file.close()
+        number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+        raise OSError(number, "not a regular file" if number == errno.EINVAL else os.strerror(number), str(path))
+    return file
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """What a regular file of at most `most` bytes holds. Raises `OSError`, also for a larger one."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+    return content
 
 
 def cannot(do: str, path: Path, error: OSError) -> str:

@@ -14,7 +14,7 @@ when its last event was read.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from heapq import merge
 from itertools import zip_longest
@@ -59,7 +59,7 @@ class Given:
 def verify(
     reader: SqliteReader,
     verifier: Verifier | None,
-    given: Sequence[Given] = (),
+    given: Iterable[Given] = (),
     on_page: Callable[[int, int], None] = lambda done, size: None,
     pace: Pace | None = None,
 ) -> Report:
@@ -81,7 +81,7 @@ def verify(
 def verify_tiles(
     path: Path,
     verifier: Verifier,
-    given: Sequence[Given] = (),
+    given: Iterable[Given] = (),
     on_page: Callable[[int, int], None] = lambda done, size: None,
 ) -> Report:
     """Read an export to its end, as far as its checkpoint speaks of it. Raises `OSError`.
@@ -150,7 +150,7 @@ class _Reading:
         self,
         reader: SqliteReader,
         verifier: Verifier | None,
-        given: Sequence[Given],
+        given: Iterable[Given],
         on_page: Callable[[int, int], None],
         pace: Pace,
     ) -> None:
@@ -319,19 +319,19 @@ class _Archive:
     Left out are those that `is_kept` knows, by size and note: they are checked with the others that are kept.
     """
 
-    def __init__(self, given: Sequence[Given], verifier: Verifier | None, is_kept: Callable[[int, str], bool]) -> None:
+    def __init__(self, given: Iterable[Given], verifier: Verifier | None, is_kept: Callable[[int, str], bool]) -> None:
         self._accepted: list[tuple[int, AuditRollbackAccepted]] = []
         self._unsigned: Fault | None = None
-        self._opened: list[tuple[str, Checkpoint]] = []
+        opened: dict[Checkpoint, str] = {}
         for one in given:
             try:
                 checkpoint = parse(one.note)
                 if not is_kept(checkpoint.size, one.note):
-                    self._opened.append((one.source, checkpoint if verifier is None else verifier.open(one.note)))
+                    opened.setdefault(checkpoint if verifier is None else verifier.open(one.note), one.source)
             except CheckpointError as error:
                 what = f"no valid signature on {one.source}: it {error}"
                 self._unsigned = self._unsigned or Fault(None, what)
-        self._opened.sort(key=lambda pair: pair[1].size)
+        self._opened = sorted(((source, one) for one, source in opened.items()), key=lambda pair: pair[1].size)
 
     def note(self, seq: int, event: Event) -> None:
         """Remember by which event an operator gave up a history."""

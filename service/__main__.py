@@ -1,6 +1,6 @@
 """The command line: `hubler-auth`, also `python -m service`."""
 
-from service import interrupt
+from service import crash, interrupt
 
 # isort: split
 
@@ -89,10 +89,17 @@ def _run() -> int | str | None:
     try:
         return cast(int, app(prog_name="hubler-auth"))  # in fact it ends by SystemExit
     except SystemExit as end:
-        # Whoever read stdout has seen enough: no fault, whatever typer makes of it.
-        return Exit.FINE if isinstance(end.__context__, BrokenPipeError) else end.code
+        cause = end.__context__
+        if isinstance(cause, BrokenPipeError):  # whoever read stdout has seen enough: no fault
+            return Exit.FINE
+        if end.code == Exit.BROKEN and not isinstance(cause, typer.Exit):  # 1 is for `fail` to say, not for typer
+            return crash.CODE
+        return end.code
     except OSError as error:
         return _unforeseen(error)
+    except Exception as error:
+        say(crash.told(error))
+        return crash.CODE
 
 
 def _unforeseen(error: OSError) -> Exit:

@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from events.batch import Outcome, StoreError, Write
-from events.checkpoint import Checkpoint, CheckpointError, Signer, Verifier
-from events.files import cannot
+from events.checkpoint import MAX_NOTE_BYTES, Checkpoint, CheckpointError, Signer, Verifier
+from events.files import cannot, read_regular
 from events.log import EventLog, LogUnavailable
 from events.merkle import EMPTY_ROOT, TILE_WIDTH, Frontier, frontier, leaf_hashes, tree_root
 from events.sqlite import BrokenTree, SqliteReader
@@ -199,7 +199,7 @@ class Anchor:
 def _read(file: Path) -> str:
     """Raises `FileNotFoundError`, `UnicodeDecodeError`, and `StoreError` where it is there and cannot be read."""
     try:
-        return file.read_bytes().decode()
+        return read_regular(file, MAX_NOTE_BYTES).decode()
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from events.files import cannot
+from events.files import cannot, read_regular
 from service.forwarded import Network, parse_network
 
 ENVIRONMENT_PREFIX = "HUBLER_AUTH__"
@@ -44,6 +44,8 @@ def format_duration(seconds: float) -> str:
     unit = next(unit for unit in ("d", "h", "m", "s", "ms") if milliseconds % round(_UNITS[unit] * 1000) == 0)
     return f"{milliseconds // round(_UNITS[unit] * 1000)}{unit}"
 
+
+MAX_FILE_BYTES = 1_048_576
 
 LONGEST = "36500d"  # a hundred years: added to today, still a date that RFC 3339 can write
 
@@ -380,7 +382,7 @@ def rows(settings: Settings) -> list[dict[str, str]]:
 
 def _read(path: Path, *, optional: bool) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_regular(path, MAX_FILE_BYTES).decode()
     except UnicodeDecodeError:
         raise ConfigError(f"cannot read {path}: not UTF-8") from None
     except OSError as error:
@@ -394,6 +396,8 @@ def _from_toml(text: str, path: Path) -> dict[str, object]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deep") from None
     found: dict[str, object] = {}
     for section, members in document.items():
         if not isinstance(members, dict) or section not in _SECTIONS:

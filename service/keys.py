@@ -14,9 +14,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from events.checkpoint import CheckpointError, Signer, Verifier
-from events.files import cannot
+from events.files import cannot, read_regular
 
 SYMMETRIC_BYTES = 32  # RFC 7518, section 3.2: at least the size of the hash
+
+
+MAX_KEY_BYTES = 65_536  # an RSA key of 3,072 bits has 2,500
 
 
 class KeyFileError(Exception):
@@ -118,6 +121,6 @@ def _exists(path: Path) -> bool:
 
 def read_key(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_KEY_BYTES)
     except OSError as error:
         raise KeyFileError(cannot("read", path, error)) from None

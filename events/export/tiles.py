@@ -11,7 +11,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from events.checkpoint import CheckpointError, Verifier, parse
+from events.checkpoint import MAX_NOTE_BYTES, CheckpointError, Verifier, parse
+from events.files import open_regular, read_regular
 from events.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, Frontier, Read, leaf_hashes
 from events.replay import Fault
 
@@ -64,7 +65,7 @@ class TileDirectory:
     def open(cls, directory: Path) -> "TileDirectory":
         """Raises `CheckpointError` where there is no checkpoint, or none that says anything, and `OSError`."""
         try:
-            note = (directory / "checkpoint").read_bytes().decode()
+            note = read_regular(directory / "checkpoint", MAX_NOTE_BYTES).decode()
         except FileNotFoundError:
             if not directory.exists():
                 raise
@@ -99,7 +100,7 @@ class TileDirectory:
     def _content(self, name: str, limit: int) -> bytes:
         """What the file holds, or one byte more than `limit`; a file that is not there holds nothing."""
         try:
-            with (self.directory / name).open("rb") as file:
+            with open_regular(self.directory / name) as file:
                 return file.read(limit + 1)
         except FileNotFoundError:
             return b""

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from events.checkpoint import CheckpointError, Proof, parse
+from events.checkpoint import MAX_PROOF_BYTES, CheckpointError, Proof, parse
 from events.codec import timestamp, type_of
-from events.files import cannot
+from events.files import cannot, read_regular
 from events.log import EventLog
 from events.merkle import inclusion_proof
 from events.records import TERMINAL, AuditRollbackAccepted
@@ -123,9 +123,9 @@ def check_proof(
     if vkey is None:
         fail(Exit.USAGE, "check-proof needs the --vkey that you trust: the proof cannot vouch for itself")
     try:
-        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
+        text = _proof(file).decode()
     except OSError as error:
-        fail(Exit.USAGE, cannot("read", file, error))
+        fail(Exit.UNREADABLE, cannot("read", file, error))
     except UnicodeDecodeError:
         fail(Exit.BROKEN, f"{file} is no proof")
     try:
@@ -135,6 +135,11 @@ def check_proof(
         fail(Exit.BROKEN, f"{file} {error}")
     _write(proof.extra + b"\n")
     say(f"This is event {proof.index} of the {checkpoint.size} that {checkpoint.origin} had signed.")
+
+
+def _proof(file: Path) -> bytes:
+    # From stdin one byte more is enough: it is no proof then.
+    return sys.stdin.buffer.read(MAX_PROOF_BYTES + 1) if str(file) == "-" else read_regular(file, MAX_PROOF_BYTES)
 
 
 def _write(data: bytes) -> None:

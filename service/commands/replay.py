@@ -25,11 +25,11 @@ import typer
 from rich.progress import Progress
 
 from events.batch import StoreError
-from events.checkpoint import CheckpointError, Verifier, parse
+from events.checkpoint import MAX_NOTE_BYTES, CheckpointError, Verifier, parse
 from events.codec import timestamp, type_of
 from events.export import tiles
 from events.export.rows import FORMATS
-from events.files import cannot
+from events.files import cannot, open_regular, read_regular
 from events.log import LogUnavailable
 from events.records import BY_TYPE, TERMINAL, AttemptEvent, AuditExported, AuthRequested
 from events.replay import STAGES, TIMELINE, Fault, Filter, Replay, explain, read, row
@@ -37,6 +37,7 @@ from events.sqlite import PAGE, SqliteReader
 from events.verify import Given, Report, verify, verify_tiles
 from service.accounts import operator
 from service.clock import wall_clock
+from service.commands.archived import checkpoints
 from service.commands.console import (
     KEY_COLUMNS,
     ConfigOption,
@@ -78,9 +79,6 @@ ATTEMPT_COLUMNS = (
 EVENT_COLUMNS = ("seq", "recorded_at", "type", "request_id", "account", "user_id", "stage", "reason")
 ACCOUNT_COLUMNS = ("account", "status", "role", "created_at", "claim_until", "secret_version", "live_secrets")
 VERIFY_COLUMNS = ("holds", "events", *TERMINAL.values(), "open", "fault_seq", "fault")
-
-_DECODER = json.JSONDecoder()
-_ANNOUNCED = b"audit.checkpoint"  # no way to write a string in JSON escapes any of it
 
 FOLLOW_SECONDS = 0.2
 NEAR_EVENTS = 256  # among so many most attempts have ended, in a twentieth of the time that a whole page takes
@@ -356,7 +354,7 @@ def verify_(
         typer.Option(
             "--logs",
             metavar="FILE",
-            help="Log lines that you kept elsewhere, with checkpoints among them; - for stdin.",
+            help="Log lines that you kept elsewhere, with checkpoints among them; - for stdin, a pipe too.",
         ),
     ] = None,
     vkey: VkeyOption = None,
@@ -368,13 +366,13 @@ def verify_(
     format: FormatOption = Format.TABLE,
 ) -> None:
     """Whether the log holds from its first event to its last; names the first that does not."""
-    given = [*map(_checkpoint, checkpoint or []), *_logged(logs or [])]
+    given = chain(map(_checkpoint, checkpoint or []), _logged(logs or []))
     if tiles is not None:
         if vkey is None:
             fail(Exit.USAGE, "--tiles needs the --vkey that you trust: a directory cannot vouch for itself")
         report = _verified_tiles(tiles, vkey, given)
     else:
-        report = _verified(store_settings(context, config), vkey, given)
+        report = _verified(store_settings(context, config), vkey, given, bool(checkpoint or logs))
     attempts, open_attempts = report.replay.attempts, list(report.replay.open)
     if format is Format.JSON:
         _print_json(
@@ -409,53 +407,36 @@ def verify_(
         broken(report.fault)
 
 
-def _checkpoint(file: Path, code: Exit = Exit.USAGE) -> Given:
+def _checkpoint(file: Path) -> Given:
     try:
-        return Given(str(file), file.read_bytes().decode("utf-8", "surrogateescape"))
+        return Given(str(file), read_regular(file, MAX_NOTE_BYTES).decode("utf-8", "surrogateescape"))
     except OSError as error:
-        fail(code, cannot("read", file, error))
+        fail(Exit.UNREADABLE, cannot("read", file, error))
 
 
 def _logged(files: Sequence[Path]) -> Iterator[Given]:
-    """Each checkpoint that the lines of log files have, once. Other lines, and what a shipper adds, are let be."""
-    seen: set[str] = set()
+    """Each checkpoint that the lines of log files have. Other lines, and what a shipper adds, are let be."""
     for file in files:
         found = False
         try:
-            with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    note = _note(line.decode("utf-8", "surrogateescape")) if _ANNOUNCED in line else None
-                    found = found or note is not None
-                    if note is not None and note not in seen:
-                        seen.add(note)
-                        yield Given(f"{file} line {number}", note)
+            with nullcontext(sys.stdin.buffer) if str(file) == "-" else open_regular(file) as lines:
+                for number, note in checkpoints(lines):
+                    found = True
+                    yield Given(f"{file} line {number}", note)
         except OSError as error:
-            fail(Exit.USAGE, cannot("read", file, error))
+            fail(Exit.UNREADABLE, cannot("read", file, error))
         if not found:
             fail(Exit.USAGE, f"{file} has no line with a checkpoint: nothing could be checked against it")
 
 
-def _note(text: str) -> str | None:
-    for begin in re.finditer("{", text):  # a shipper's own words may have one too
-        with suppress(ValueError, RecursionError):
-            members, _ = _DECODER.raw_decode(text, begin.start())
-            if members.get("event") == "audit.checkpoint" and "checkpoint" in members:
-                return str(members["checkpoint"])
-            for value in members.values():  # or put the line into JSON of its own, as Docker's json-file does
-                if isinstance(value, str) and (note := _note(value)) is not None:
-                    return note
-    return None
-
-
-def _verified(chosen: Settings, vkey: Verifier | None, given: Sequence[Given]) -> Report:
-    if chosen.checkpoint.exists():  # read before the log is: a running service writes newer ones
-        given = [*given, _checkpoint(chosen.checkpoint, Exit.UNREADABLE)]
+def _verified(chosen: Settings, vkey: Verifier | None, given: Iterable[Given], any_given: bool) -> Report:
+    own = [_checkpoint(chosen.checkpoint)] if chosen.checkpoint.exists() else []  # a running service writes newer ones
     with log_of(chosen, warns=False) as reader, _progress() as on_page:
-        verifier = vkey
-        if verifier is None and (given or reader.newest_checkpoint() is not None):
-            verifier = own_verifier(chosen)
-            say(f"Checked with {chosen.keys_directory / 'log.vkey'}: that is as good as the directory, and no better.")
-        return verify(reader, verifier, given, on_page)
+        by_own_key = vkey is None and (any_given or bool(own) or reader.newest_checkpoint() is not None)
+        report = verify(reader, own_verifier(chosen) if by_own_key else vkey, chain(own, given), on_page)
+    if by_own_key:
+        say(f"Checked with {chosen.keys_directory / 'log.vkey'}: that is as good as the directory, and no better.")
+    return report
 
 
 def own_verifier(chosen: Settings) -> Verifier:
@@ -466,7 +447,7 @@ def own_verifier(chosen: Settings) -> Verifier:
         fail(Exit.UNREADABLE, str(error))
 
 
-def _verified_tiles(directory: Path, vkey: Verifier, given: Sequence[Given]) -> Report:
+def _verified_tiles(directory: Path, vkey: Verifier, given: Iterable[Given]) -> Report:
     try:
         with _progress() as on_page:
             return verify_tiles(directory, vkey, given, on_page)
