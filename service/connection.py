@@ -454,8 +454,7 @@ class _Connection(web.RequestHandler):
 
     async def end(self, whole_by: float, answered_by: float) -> None:
         """Let a request finish arriving until `whole_by`, and its answer be made until `answered_by`; then close."""
-        if self._keepalive_handle is not None:
-            self._keepalive_handle.cancel()
+        self.keep_alive(False)
         if self._is_reading() and not await self._answered(whole_by):
             self._break_body(ConnectionResetError())
         self._force_close = True

@@ -177,6 +177,18 @@ def test_what_does_not_arrive_in_time_is_refused_as_incomplete(tmp_path: Path) -
     assert stopped["type"] == "service.stopped"
 
 
+def test_a_service_that_is_to_stop_serves_on_for_as_long_as_it_was_told_to(tmp_path: Path) -> None:
+    with serving(tmp_path / "var", "--quickstart", HTTP__DRAIN_GRACE="500ms", HTTP__SHUTDOWN_TIMEOUT="1s") as service:
+        begun = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert status(service.port, SECRET) == "200"  # on a new connection
+        with post(service.port, {"account": ACCOUNT, "secret": SECRET}, half=True):
+            assert service.process.wait(10) == 0
+            assert 0.5 < time.monotonic() - begun < 2  # both, and what Python takes to end
+    assert [event["type"] for event in events(tmp_path / "var" / "auth.db")][-2:] == ["auth.denied", "service.stopped"]
+
+
 def test_the_quick_start_is_for_loopback_alone(tmp_path: Path) -> None:
     result = run(tmp_path / "var", "serve", "--quickstart", HTTP__HOST="0.0.0.0")
     assert result.returncode == 2

@@ -413,6 +413,18 @@ async def test_a_bad_chunk_is_a_body_that_is_not_whole_wherever_its_packets_end(
     assert running.events(answer.request_id)[-1]["reason"] == "body_incomplete"
 
 
+async def test_a_request_behind_a_body_that_the_parser_has_paused_in_waits_for_its_end(running: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    await until(lambda: [one._waiter is None for one in running.server.open] == [False])
+    (connection,) = running.server.open
+    chunks = b"1\r\na\r\n" * 16_400 + b"0\r\n\r\n"  # some more than aiohttp takes before it pauses
+    first = b"GET /auth HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    connection.data_received(first + b"FOO" + HEAD[4:] + with_length(b"{}") + HEAD + CLOSE + with_length(b"{}"))
+    found = answers(await asyncio.wait_for(reader.read(), 5))
+    writer.close()
+    assert [answer.status for answer in found] == [405, 405, 400]
+
+
 async def test_a_body_in_very_many_chunks_keeps_nothing_from_the_next_request(running: Running) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     # As many as aiohttp takes before it pauses, and one.
