@@ -187,6 +187,7 @@ def test_keys_that_would_not_be_published_in_time_are_refused() -> None:
         pytest.param("[http]\nport = 70000", "http.port must be from 0 to 65535", id="value"),
         pytest.param("[http\n", "is not TOML", id="no-toml"),
         pytest.param("[http]\nport = 1\nport = 2", "is not TOML", id="key-twice"),
+        pytest.param(f"[http]\nport = {'[' * 5000}", "is nested too deep", id="brackets"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_the_name_of_what_is_wrong(

@@ -82,6 +82,13 @@ def test_a_change_that_sqlite_does_not_count_is_told_by_its_object(path: Path, w
     assert CHANGED.format(path, "pragma user_version was changed") in changed
 
 
+def test_a_schema_that_cannot_be_read_is_the_stores_fault(path: Path) -> None:
+    reader = SqliteReader(path)
+    reader.close()
+    with pytest.raises(StoreError, match=f"^cannot read {path}: "):
+        reader.schema_differences()
+
+
 async def test_a_service_logs_a_schema_that_was_changed_and_serves_on(start: Start, tmp_path: Path) -> None:
     with logged(tmp_path / "log"):
         running = await start()
