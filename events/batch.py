@@ -39,8 +39,7 @@ class Outcome(Enum):
     KEY_RETIRED = "key_retired"  # the key that signed is retired or withdrawn
 
 
-@frozen
-class Basis:
+class Basis(NamedTuple):
     """What has to hold where events are appended: the account is at the `version` that was read, the key still signs.
 
     Every write to an account or to its secrets moves its version.
@@ -48,7 +47,7 @@ class Basis:
 
     account: str
     version: int
-    kid: str | None = None
+    kid: str
 
 
 class Guard(NamedTuple):
@@ -60,9 +59,7 @@ class Guard(NamedTuple):
     first: int
     end: int
     closes: str | None
-    account: str
-    version: int
-    kid: str | None
+    basis: Basis
 
 
 @frozen
@@ -112,8 +109,7 @@ class Batch:
         part = self.parts[-1]
         if basis is not None:
             first = len(part.bodies)
-            guard = Guard(first, first + len(bodies), closes, basis.account, basis.version, basis.kid)
-            part.guards.append(guard)
+            part.guards.append(Guard(first, first + len(bodies), closes, basis))
             self.guarded += write is None
         part.bodies.extend(bodies)
         self.size += len(bodies)

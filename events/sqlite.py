@@ -351,15 +351,15 @@ class SqliteWriter:
             self._data_version = data_version
 
     def _check(self, connection: Any, guard: Guard) -> Outcome:
-        if self._versions.get(guard.account) != guard.version:
-            found = connection.execute(_ACCOUNT_VERSION, (guard.account,)).fetchone()
-            if found != (guard.version,):
+        account, version, kid = guard.basis
+        if self._versions.get(account) != version:
+            if connection.execute(_ACCOUNT_VERSION, (account,)).fetchone() != (version,):
                 return Outcome.STALE
-            self._versions[guard.account] = guard.version
-        if guard.kid is not None and guard.kid not in self._live_keys:
-            if connection.execute(_KEY_LIVES, (guard.kid,)).fetchone() is None:
+            self._versions[account] = version
+        if kid not in self._live_keys:
+            if connection.execute(_KEY_LIVES, (kid,)).fetchone() is None:
                 return Outcome.KEY_RETIRED
-            self._live_keys.add(guard.kid)
+            self._live_keys.add(kid)
         return Outcome.DONE
 
     def _try(self, connection: Any, part: Part, seq: int, opened: set[str], closed: set[str]) -> Outcome:

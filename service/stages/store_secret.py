@@ -19,7 +19,10 @@ async def store_secret(claim: Claim, account: Account, accounts: AccountDirector
     Raises `Rejected`, `HashFailed`, `WriteFailed`, `Overloaded`.
     """
     for _ in range(MAX_CHANGES):
-        outcome = await _store(claim, account, accounts, grant)
+        if account.secret is None or account.outdated:
+            outcome = await _store(claim, account, accounts, grant)
+        else:
+            outcome = await grant(account, "unchanged", account.secret.version)
         if outcome is not Outcome.STALE:
             return outcome is Outcome.DONE
         try:
@@ -31,6 +34,7 @@ async def store_secret(claim: Claim, account: Account, accounts: AccountDirector
 
 
 async def _store(claim: Claim, account: Account, accounts: AccountDirectory, grant: Grant) -> Outcome:
+    """Grant with a new verifier: the account's first, or one at today's costs."""
     if account.secret is None:
         verifier = await accounts.derive(claim.account, claim.secret, 1)
         write = Write("claim", {"account": claim.account, "verifier": verifier})
@@ -39,8 +43,6 @@ async def _store(claim: Claim, account: Account, accounts: AccountDirectory, gra
             accounts.remember(claim.account, 1, claim.secret)
         return outcome
     version = account.secret.version
-    if not account.outdated:
-        return await grant(account, "unchanged", version)
     verifier = await accounts.derive(claim.account, claim.secret, version)
     replaced = account.secret.verifier
     parameters: dict[str, str | int | None]
