@@ -46,16 +46,19 @@ CREATE TABLE tiles (
 
 -- The head of the tree, moved by whatever appends: how many leaves, the roots of the perfect subtrees they
 -- make, largest first, and the hashes of the leaves that no complete tile has yet. `owner` is the token of the service
--- that started last: no other one appends.
+-- that started last: no other one appends. Every transaction has a random `mark` and keeps the one before it:
+-- `events.wal` tells by them whether a write-ahead log is this database's.
 CREATE TABLE tree (
-    id     INTEGER PRIMARY KEY CHECK (id = 0),
-    size   INTEGER NOT NULL,
-    nodes  BLOB NOT NULL,
-    leaves BLOB NOT NULL,
-    owner  BLOB NOT NULL
+    id       INTEGER PRIMARY KEY CHECK (id = 0),
+    size     INTEGER NOT NULL,
+    mark     INTEGER NOT NULL,
+    previous INTEGER NOT NULL,
+    nodes    BLOB NOT NULL,
+    leaves   BLOB NOT NULL,
+    owner    BLOB NOT NULL
 ) STRICT;
 
-INSERT INTO tree VALUES (0, 0, x'', x'', x'');
+INSERT INTO tree VALUES (0, 0, random(), 0, x'', x'', x'');
 
 -- Every checkpoint that was signed, as C2SP signed notes. None is needed to go on; all are checked by `verify`.
 CREATE TABLE checkpoints (

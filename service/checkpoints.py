@@ -21,6 +21,7 @@ from events.log import EventLog, LogUnavailable
 from events.merkle import EMPTY_ROOT, TILE_WIDTH, Frontier, frontier, leaf_hashes, tree_root
 from events.sqlite import BrokenTree, SqliteReader
 from events.stores import SqliteStore
+from events.wal import check_wal
 from service.config import Settings
 from service.keys import log_signer
 
@@ -69,6 +70,7 @@ async def prepare(settings: Settings) -> Signer:
     A log that has events is compared with its checkpoint. Raises what `check` does, and `StoreError`, `KeyFileError`,
     `OriginDiffers`.
     """
+    check_wal(settings.database)
     store = SqliteStore(settings.database, create=True, lock_timeout_seconds=settings.storage.lock_timeout_seconds)
     await store.open()
     try:

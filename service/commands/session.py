@@ -16,6 +16,7 @@ from events.log import EventLog, LogUnavailable
 from events.replay import Fault
 from events.sqlite import BrokenStore, SchemaChanged, SqliteReader, find_sqlite, tidy
 from events.stores import SqliteStore
+from events.wal import check_wal
 from service.checkpoints import DirectoryInUse, RolledBack
 from service.clock import wall_clock
 from service.commands.console import Exit, fail, say, settings
@@ -51,6 +52,8 @@ def store_settings(context: typer.Context, file: Path | None) -> Settings:
             f"there is no store in {chosen.storage.directory}. If it is elsewhere, set storage.directory;"
             " to make one, run `hubler-auth init` or `hubler-auth serve`",
         )
+    with exit_codes(chosen):
+        check_wal(chosen.database)
     return chosen
 
 

@@ -190,3 +190,40 @@ def test_a_command_takes_in_what_a_kill_left(command: str, tmp_path: Path) -> No
     assert run(tmp_path / "var", command, *COMMANDS[command]).exit_code == 0
     assert not list((tmp_path / "var").glob("auth.db-*"))
     assert "account.created" in types(tmp_path / "var")
+
+
+def restored(directory: Path) -> None:
+    """A directory in which an older auth.db took the place of the newer one, after a kill."""
+    alive = directory.with_name("alive")
+    live(alive)
+    shutil.copy(alive / "auth.db", directory.with_name("older"))
+    live(alive)
+    killed(directory)
+    shutil.copy(directory.with_name("older"), directory / "auth.db")
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "init", "accounts add", "accounts list", "replay verify", "replay accept-rollback"]
+)
+def test_an_older_database_beside_a_newer_write_ahead_log_is_told_and_stays_as_it_is(
+    command: str, tmp_path: Path
+) -> None:
+    restored(tmp_path / "var")
+    before = {name: (tmp_path / "var" / name).read_bytes() for name in files(tmp_path / "var")}
+    result = run(tmp_path / "var", command, *COMMANDS.get(command, []))
+    assert (result.exit_code, result.stdout) == (4, "")
+    database = tmp_path / "var" / "auth.db"
+    assert f"{database}-wal is not the write-ahead log of {database}: " in result.stderr
+    assert "Move auth.db-wal and auth.db-shm away, then start again" in result.stderr
+    assert {name: (tmp_path / "var" / name).read_bytes() for name in files(tmp_path / "var")} == before
+
+
+def test_once_the_write_ahead_log_is_moved_away_the_restored_log_can_be_gone_on_with(tmp_path: Path) -> None:
+    directory = tmp_path / "var"
+    restored(directory)
+    for file in directory.glob("auth.db-*"):
+        file.rename(tmp_path / file.name)
+    assert run(directory, "init").exit_code == 1
+    assert run(directory, "replay accept-rollback", "--reason", "x").exit_code == 0
+    live(directory)
+    assert run(directory, "replay verify").exit_code == 0

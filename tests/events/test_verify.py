@@ -306,7 +306,9 @@ def spoil(path: Path) -> None:
             id="table-hidden",
         ),
         pytest.param(
-            lambda path: without_check(path, "tree", "INSERT INTO tree SELECT 1, size, nodes, leaves, owner FROM tree"),
+            lambda path: without_check(
+                path, "tree", "INSERT INTO tree SELECT 1, size, mark, previous, nodes, leaves, owner FROM tree"
+            ),
             f"{INTEGRITY}CHECK constraint failed in tree",
             id="check-hidden",
         ),
