@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -133,18 +132,18 @@ def test_a_key_that_the_service_cannot_read_does_not_become_active(public: Path)
 
 
 @as_root
-def test_root_reads_the_configuration_and_given_files_before_it_becomes_the_owner(public: Path) -> None:
+def test_root_reads_the_configuration_and_the_owner_what_arguments_name(public: Path) -> None:
     directory = owned(public / "var")
     done(directory, "init")
     file = public / "config.toml"
     file.write_text("[tokens]\nttl = '2h'")
     file.chmod(0o600)
-    shutil.copy(directory / "checkpoint", public / "kept")
-    (public / "kept").chmod(0o600)
-    done(directory, "--config", str(file), "replay", "verify", "--checkpoint", str(public / "kept"))
+    done(directory, "--config", str(file), "replay", "export", "--output", str(directory / "copy"))
     result = run(directory, "replay", "export", "--output", str(public / "copy"))
     assert (result.returncode, list(public.glob("copy"))) == (2, [])
     assert f"{public}/copy may not be written by user {NAME}: permission denied" in result.stderr
+    result = run(directory, "replay", "verify", "--checkpoint", str(file))
+    assert f"{file} may not be read by user {NAME}: permission denied" in result.stderr
 
 
 class Ids:
