@@ -6,20 +6,57 @@ from service import crash, interrupt
 
 import os
 import sys
-from importlib.metadata import version
+from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from events.files import cannot
-from service.commands import accounts, config, init, keys, proofs, replay, serve
-from service.commands.console import ConfigOption, Exit, root, say
+from service.commands.console import ConfigOption, Exit, Group, root, say
+
+# The help of each command, and the modules in `service.commands` that add what is below it to the first one's `app`.
+MODULES = {
+    "serve": ("Run the service until Ctrl-C, SIGTERM or SIGHUP.", ["serve"]),
+    "init": ("Make an empty store in storage.directory. A store that is there stays as it is.", ["init"]),
+    "accounts": ("Create, look at and change accounts.", ["accounts"]),
+    "keys": ("List, create, activate and retire signing keys.", ["keys"]),
+    "replay": ("Read the audit log: explain, list, verify, rebuild, export.", ["replay", "proofs"]),
+    "config": ("Check and show the configuration.", ["config"]),
+}
+
+
+class Imported(TyperCommand):
+    """A command, or a group of them, that is imported when it is used: no other command waits for its libraries."""
+
+    def load(self) -> Any:
+        """The command itself, as Typer makes it."""
+        help, names = MODULES[str(self.name)]
+        modules = [import_module(f"service.commands.{name}") for name in names]
+        command = get_command(modules[0].app)
+        command.help = help
+        return command
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        command = self.load()
+        interrupt.raise_it()  # not before: Ctrl-C in the midst of an import is for nobody to unwind
+        return command.make_context(info_name, args, parent, **extra)
+
+
+class _Commands(Group):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (help, _) in MODULES.items():
+            self.add_command(Imported(name, help=help))
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(version("hubler-auth"))
         raise typer.Exit
 
@@ -31,24 +68,18 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    interrupt.raise_it()
     root(context, config)
 
 
 app = typer.Typer(
+    cls=_Commands,
     help="A token endpoint that can answer for every decision it made.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # they print the values of local variables
+    rich_markup_mode=None,
     add_completion=False,
     callback=_root,
 )
-app.command("serve")(serve.command)
-app.command("init")(init.command)
-app.add_typer(accounts.app, name="accounts")
-app.add_typer(keys.app, name="keys")
-replay.app.add_typer(proofs.app)
-app.add_typer(replay.app, name="replay")
-app.add_typer(config.app, name="config")
 interrupt.raise_it()  # whoever imports this for something else has an answer of their own
 
 

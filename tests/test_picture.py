@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from events.records import BY_TYPE
 from service import config
-from service.__main__ import app
+from service.__main__ import Imported, app
 from service.contract import OAUTH, TABLE, body
 from service.pipeline import STAGES
 
@@ -92,6 +92,8 @@ def test_config_toml_documents_every_key_once_and_in_order() -> None:
 
 
 def verbs(command: object, *path: str) -> Iterator[str]:
+    if isinstance(command, Imported):
+        command = command.load()
     if isinstance(command, TyperGroup):
         for name, inner in command.commands.items():
             yield from verbs(inner, *path, name)

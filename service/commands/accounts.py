@@ -21,6 +21,7 @@ from service.commands.console import (
     FormatOption,
     Row,
     fail,
+    group,
     say,
     write_rows,
 )
@@ -31,7 +32,7 @@ from service.model import HashFailed, Role
 from service.stages.validate import MAX_SECRET_BYTES
 from service.verifier import HashParameters, SecretHasher
 
-app = typer.Typer(help="Create, look at and change accounts.", no_args_is_help=True)
+app = group()
 
 COLUMNS = ["account", "status", "role", "secret", "created_at", "claim_until"]
 SECRET_COLUMNS = ["version", "state", "expires_at"]

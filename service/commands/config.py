@@ -2,10 +2,10 @@
 
 import typer
 
-from service.commands.console import ConfigOption, Format, FormatOption, say, settings, write_rows
+from service.commands.console import ConfigOption, Format, FormatOption, group, say, settings, write_rows
 from service.config import rows
 
-app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
+app = group()
 
 
 @app.command()

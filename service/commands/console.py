@@ -6,23 +6,24 @@ they come, so a command over a long log needs no memory for it.
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum, StrEnum
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from typer.core import TyperGroup
 
 from events.checkpoint import CheckpointError, Verifier
 from events.codec import timestamp
 from events.replay import KeyState
 from events.sqlite import KeyRow
 from service import config
+from service.commands.arguments import do_without_pydantic
 
 
 class Exit(IntEnum):
@@ -78,6 +79,22 @@ def fail(code: Exit, text: str) -> NoReturn:
     raise typer.Exit(code)
 
 
+do_without_pydantic()
+
+
+class Group(TyperGroup):
+    """Lists its commands with the whole of their help. Without this each has one line, cut off at its end."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
+
+
+def group() -> typer.Typer:
+    """A group of commands. Its help and errors are plain text: to draw boxes takes longer than most commands."""
+    return typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, add_completion=False)
+
+
 def root(context: typer.Context, file: ConfigOption = None) -> None:
     """Remember a `--config` that stands before the command's name."""
     if file is not None:  # a group within a group has its parent's
@@ -100,11 +117,6 @@ def key_row(key: KeyRow | KeyState) -> Row:
     times = {name: getattr(key, name) for name in KEY_COLUMNS[3:]}
     shown = {name: None if time is None else timestamp(time) for name, time in times.items()}
     return {"kid": key.kid, "alg": key.alg, "state": key.state, **shown}
-
-
-def error_console() -> Console:
-    """For progress on stderr: silent where that is no terminal."""
-    return Console(stderr=True)
 
 
 def write_rows(rows: Iterable[Row], columns: Sequence[str], style: Format) -> None:
@@ -148,12 +160,15 @@ def _table(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
     remaining = iter(rows)
     first = list(islice(remaining, 1 if _endless(rows) else _SIZED_ROWS))
     widths = [max(len(column), *(len(_cell(row, column)) for row in first), 0) for column in columns]
-    console = Console(highlight=False, soft_wrap=True)
-    with console.capture() as header:
-        console.print(Text(_aligned([column.upper() for column in columns], widths), style="bold"))
-    yield header.get()
+    yield _bold(_aligned([column.upper() for column in columns], widths)) + "\n"
     for row in chain(first, remaining):
         yield _aligned([_cell(row, column) for column in columns], widths) + "\n"
+
+
+def _bold(text: str) -> str:
+    """The text as a terminal shows it in bold; as it is where stdout is none."""
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return typer.style(text, bold=True) if is_terminal else text
 
 
 def _endless(rows: Iterable[Row]) -> bool:

@@ -7,14 +7,16 @@ import typer
 
 from events.files import user_name
 from service.checkpoints import DirectoryInUse, lock, prepare
-from service.commands.console import ConfigOption, say
+from service.commands.console import ConfigOption, group, say
 from service.commands.session import exit_codes, log_of, owners_settings
 from service.config import Settings
 from service.keys import secrets_key
 
+app = group()
 
+
+@app.command("init")
 def command(context: typer.Context, config: ConfigOption = None) -> None:
-    """Make an empty store in storage.directory. A store that is there stays as it is."""
     chosen = owners_settings(context, config)
     directory = chosen.storage.directory
     with exit_codes(chosen):

@@ -20,6 +20,7 @@ from service.commands.console import (
     Format,
     FormatOption,
     fail,
+    group,
     key_row,
     say,
     write_rows,
@@ -28,7 +29,7 @@ from service.commands.session import appending, exit_codes, log_of, store_settin
 from service.config import Settings
 from service.rotation import KeyDesk, KeyRefused, NoSuchKey
 
-app = typer.Typer(help="List, create, activate and retire signing keys.", no_args_is_help=True)
+app = group()
 
 UNPUBLISHED = "HS256 publishes nothing: whoever verifies needs keys/KID.bin, and could sign with it."
 

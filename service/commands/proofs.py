@@ -24,12 +24,10 @@ from service.accounts import operator
 from service.checkpoints import Anchor, DirectoryInUse, RolledBack, check, lock, read_checkpoint
 from service.clock import wall_clock
 from service.commands.console import ConfigOption, Exit, VkeyOption, fail, say
-from service.commands.replay import own_verifier, request_id_of, rows_of, write_file
+from service.commands.replay import app, own_verifier, request_id_of, rows_of, write_file
 from service.commands.session import log_of, store_settings
 from service.config import Settings
 from service.keys import log_signer
-
-app = typer.Typer()
 
 POLL_SECONDS = 0.02
 MAX_REASON_BYTES = 1024  # an event has to fit into an entry of the tiles

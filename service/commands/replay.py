@@ -22,7 +22,6 @@ from typing import Annotated, Any, NoReturn, cast
 
 import orjson
 import typer
-from rich.progress import Progress
 
 from events.batch import StoreError
 from events.checkpoint import MAX_NOTE_BYTES, CheckpointError, Verifier, parse
@@ -47,8 +46,8 @@ from service.commands.console import (
     FormatOption,
     Row,
     VkeyOption,
-    error_console,
     fail,
+    group,
     key_row,
     root,
     say,
@@ -60,9 +59,8 @@ from service.contract import REASONS
 from service.keys import KeyFileError, log_verifier
 from service.model import CLIENT_REQUEST_ID
 
-app = typer.Typer(
-    help="Read the audit log: explain, list, verify, rebuild, export.", no_args_is_help=True, callback=root
-)
+app = group()
+app.callback()(root)
 
 ATTEMPT_COLUMNS = (
     "seq",
@@ -104,6 +102,12 @@ def _time(text: str) -> int:
     if parsed.tzinfo is None:
         parsed = parsed.replace(tzinfo=UTC)
     return max((parsed - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1), 0)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise typer.BadParameter("must be a whole number, 0 or more")
+    return int(text)
 
 
 def _one_of(legal: Iterable[str]) -> Callable[[str], str]:
@@ -273,7 +277,9 @@ def list_(
     until: Annotated[
         int | None, typer.Option("--until", metavar="TIME", help="As --since; both are included.", parser=_time)
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=0, help="The newest N alone.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="The newest N alone.", parser=_count)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on as events come, until Ctrl-C.")] = False,
     config: ConfigOption = None,
     format: FormatOption = Format.TABLE,
@@ -457,10 +463,19 @@ def _verified_tiles(directory: Path, vkey: Verifier, given: Iterable[Given]) -> 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    console = error_console()
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("reading", total=None)
-        yield lambda done, size: progress.update(task, completed=done, total=size)
+    """How far a command has come, on one line of a terminal that is cleared at the end."""
+    if not sys.stderr.isatty():
+        yield lambda done, size: None
+        return
+    try:
+        yield lambda done, size: _draw(f"\rreading: {done:,} of {size:,}")
+    finally:
+        _draw("\r\x1b[K")
+
+
+def _draw(text: str) -> None:
+    with suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 # -- state ----------------------------------------------------------------------------

@@ -12,11 +12,14 @@ import typer
 from events.files import user_name
 from service import interrupt
 from service.accounts import EXAMPLE_ACCOUNT, EXAMPLE_SECRET
-from service.commands.console import ConfigOption, Exit, fail, say
+from service.commands.console import ConfigOption, Exit, fail, group, say
 from service.commands.session import exit_codes, owners_settings
 from service.config import Settings
 
+app = group()  # of one command, which Typer then takes for the group
 
+
+@app.command("serve")
 def command(
     context: typer.Context,
     quickstart: Annotated[
@@ -24,7 +27,6 @@ def command(
     ] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Run the service until Ctrl-C, SIGTERM or SIGHUP."""
     interrupt.end_at_once()  # until the event loop has a handler of its own
     # The web framework takes longer to import than most commands take in all, and this one alone needs it.
     from service import logs

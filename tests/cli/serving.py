@@ -42,6 +42,11 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
     return os.environ | {f"HUBLER_AUTH__{key}": value for key, value in given.items()}
 
 
+def unmeasured(environment: dict[str, str]) -> dict[str, str]:
+    """For a process that runs nothing but what other tests measure: its coverage would take as long again."""
+    return {name: value for name, value in environment.items() if name != "COVERAGE_PROCESS_CONFIG"}
+
+
 def serving(directory: Path, *arguments: str, **more: str) -> AbstractContextManager[Serving]:
     """Start `serve`, wait until it answers, and see that it is gone at the end."""
     return serving_by([sys.executable], {}, directory, *arguments, **more)

@@ -57,7 +57,7 @@ def interrupted(process: "subprocess.Popen[str]") -> tuple[int, str]:
         pytest.param(["replay", "verify"], "service.interrupt", id="at-once"),
         pytest.param(["--version"], "typer", id="a-library"),
         pytest.param(["config", "check"], "service.config", id="a-module"),
-        pytest.param(["accounts", "list"], "service.commands.replay", id="the-last-of-the-modules"),
+        pytest.param(["accounts", "list"], "service.commands.session", id="the-last-of-the-modules"),
         pytest.param(["serve"], "service.logs", id="what-serve-alone-needs"),
         pytest.param(["serve"], "aiohttp.web_protocol", id="in-the-midst-of-the-framework"),
         pytest.param(["serve"], "uvloop.loop", id="before-the-event-loop"),
@@ -74,7 +74,7 @@ def test_a_command_that_is_interrupted_while_it_is_imported_ends_without_a_word(
 
 def test_a_command_that_is_interrupted_while_it_waits_ends_without_a_word(tmp_path: Path) -> None:
     with started(tmp_path / "var", "replay", "verify", "--logs", "-") as process:
-        wait_for_import(process, "service.commands.serve")
+        wait_for_import(process, "service.commands.session")
         time.sleep(0.3)  # until it reads what is typed
         assert interrupted(process) == (130, "")
     assert not (tmp_path / "var").exists()

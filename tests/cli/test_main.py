@@ -1,6 +1,7 @@
 """What holds of the command line as a whole: its exit codes where output cannot be written, or a file not be seen."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.audit_log import DENIAL, SIGNER, attempt, keep, started, tamper, write_log
-from tests.cli.serving import environment
+from tests.cli.serving import environment, unmeasured
 
 FULL = "hubler-auth: cannot write what there is to say: No space left on device\n"
 SHOWN = ["config", "show"]  # written line by line
@@ -100,3 +101,34 @@ def test_a_file_that_cannot_be_looked_at_is_no_log_that_does_not_hold(directory:
     result = run(directory, "replay", "verify")
     assert result.returncode == 4
     assert result.stderr == f"hubler-auth: cannot open {directory / 'checkpoint'}: File name too long\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["replay", "list"], ["accounts", "list"], ["config", "show"]], ids=" ".join
+)
+def test_a_command_imports_no_library_that_it_has_no_use_for(directory: Path, arguments: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "service", *arguments],
+        env=unmeasured(environment(directory)),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+    )
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert result.returncode == 0
+    assert "typer" in imported
+    assert imported & {"aiohttp", "jwt", "markdown_it", "pydantic", "pygments", "rich", "structlog", "uvloop"} == set()
+
+
+def test_a_terminal_shows_headings_in_bold_and_how_far_a_command_has_come(directory: Path) -> None:
+    ours, terminal = os.openpty()
+    command = [sys.executable, "-m", "service", *VERIFIED]
+    with os.fdopen(ours, "rb") as shown:
+        process = subprocess.Popen(
+            command, env=environment(directory) | {"TERM": "xterm"}, stdout=terminal, stderr=terminal
+        )
+        os.close(terminal)
+        assert process.wait(30) == 0
+        text = os.read(shown.fileno(), 65_536).decode()
+    assert re.search(r"\rreading: 5 of 5\r\x1b\[K", text)
+    assert re.search(r"\x1b\[1mCOUNT .*\x1b\[0m", text)

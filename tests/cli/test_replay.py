@@ -509,7 +509,7 @@ def test_an_export_goes_on_where_the_store_cannot_be_written(replay: Replay) -> 
 def test_an_export_is_of_lines(replay: Replay, format: str) -> None:
     result = replay("export", "--format", format)
     assert result.exit_code == 2
-    assert all(f"'{name}'" in result.stderr for name in ("ndjson", "csv", "tiles"))
+    assert "must be one of ndjson, csv, tiles" in result.stderr
 
 
 # -- all of them ----------------------------------------------------------------------

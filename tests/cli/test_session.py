@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from events.checkpoint import Checkpoint
 from events.files import user_name
 from events.merkle import EMPTY_ROOT
-from service.__main__ import app
+from service.__main__ import Imported, app
 from service.keys import SYMMETRIC_BYTES
 from tests.anchored import in_file, live, types, verifier_of
 from tests.cli.serving import environment
@@ -50,6 +50,8 @@ each_command = pytest.mark.parametrize("command", COMMANDS)
 
 
 def verbs(command: object, *path: str) -> list[str]:
+    if isinstance(command, Imported):
+        command = command.load()
     if isinstance(command, TyperGroup):
         return [verb for name, inner in command.commands.items() for verb in verbs(inner, *path, name)]
     return [" ".join(path)]
