@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.audit_log import SIGNER
 from tests.cli.serving import READY_SECONDS, environment
 from tests.harness import events
 
@@ -73,7 +74,7 @@ def test_a_command_that_is_interrupted_while_it_is_imported_ends_without_a_word(
 
 
 def test_a_command_that_is_interrupted_while_it_waits_ends_without_a_word(tmp_path: Path) -> None:
-    with started(tmp_path / "var", "replay", "verify", "--logs", "-") as process:
+    with started(tmp_path / "var", "replay", "check-proof", "-", "--vkey", str(SIGNER.verifier)) as process:
         wait_for_import(process, "service.commands.session")
         time.sleep(0.3)  # until it reads what is typed
         assert interrupted(process) == (130, "")
