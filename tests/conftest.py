@@ -1,24 +1,33 @@
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from events import stores
 from service.app import Service
 from service.clock import wall_clock
 from tests.harness import Clock, Running, settings
+from tests.nursery import Nursery
 
 Start = Callable[..., Awaitable[Running]]
 
 CLIENTS = Path(__file__).parent / "clients"
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    opened = Nursery()
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
+async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> AsyncIterator[Start]:
     """Start services, by default all on one directory: `await start(clock=..., http={...})`."""
     started: list[Service] = []
     async with aiohttp.ClientSession() as session:
@@ -29,8 +38,7 @@ async def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             monotonic_ns = clock.monotonic_ns if isinstance(clock, Clock) else time.monotonic_ns
             service = Service(settings(directory, **changes), clock, monotonic_ns=monotonic_ns)
             with monkeypatch.context() as patch:
-                # The coverage of what a service starts is not measured: it would take as long again, hundreds of times.
-                patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+                patch.setattr(stores, "interpreter", nursery.interpreter)
                 await service.start()
             started.append(service)
             return Running(service, session)

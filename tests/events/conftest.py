@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from events import stores
 from events.log import Store
 from events.merkle import TILE_WIDTH, Frontier, frontier
 from events.sqlite import AccountRow, KeyRow, SecretRow, SqliteReader
 from events.stores import SqliteProcess, SqliteStore
+from tests.nursery import Nursery
 
 
 class Place:
@@ -91,8 +93,9 @@ class OwnProcess(Place):
 
 
 @pytest.fixture(params=[pytest.param(Place, id="sqlite"), pytest.param(OwnProcess, id="sqlite-in-a-process")])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> Place:
     """The suite runs once for each kind of store there is."""
+    monkeypatch.setattr(stores, "interpreter", nursery.interpreter)
     made: Place = request.param(tmp_path)
     return made
 
