@@ -58,7 +58,7 @@ class Guard(NamedTuple):
 
     first: int
     end: int
-    closes: str | None
+    closes: str
     basis: Basis
 
 
@@ -108,6 +108,7 @@ class Batch:
             self.parts.append(Part([], write, closes))
         part = self.parts[-1]
         if basis is not None:
+            assert closes is not None  # only a grant rests on anything
             first = len(part.bodies)
             part.guards.append(Guard(first, first + len(bodies), closes, basis))
             self.guarded += write is None

@@ -400,7 +400,7 @@ def _without_refused(part: Part, outcomes: list[Outcome], opened: set[str], clos
         kept = guard.end
         if guard.closes in closed:  # it was begun in a batch before
             closed.discard(guard.closes)
-        elif guard.closes is not None:
+        else:
             opened.add(guard.closes)
     return bodies + part.bodies[kept:] if kept else part.bodies
 

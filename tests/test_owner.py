@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from events.files import cannot, user_name
 from service.__main__ import app
+from service.keys import KeyFileError, secrets_key
 from service.owner import become_owner
 from tests.anchored import live, types
 from tests.cli.serving import environment, serving_by
@@ -332,3 +333,8 @@ def test_a_user_without_a_name_is_told_by_number() -> None:
     assert cannot("write", Path("/x"), FileNotFoundError(2, "No such file or directory")) == (
         "cannot write /x: No such file or directory"
     )
+
+
+def test_a_key_file_that_cannot_even_be_looked_for_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="cannot read"):
+        secrets_key(tmp_path / ("x" * 300), create=True)

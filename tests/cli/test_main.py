@@ -8,7 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
+from typer.testing import CliRunner
 
+from service.__main__ import app
 from tests.audit_log import DENIAL, SIGNER, attempt, keep, started, tamper, write_log
 from tests.cli.serving import environment, unmeasured
 
@@ -132,3 +136,20 @@ def test_a_terminal_shows_headings_in_bold_and_how_far_a_command_has_come(direct
         text = os.read(shown.fileno(), 65_536).decode()
     assert re.search(r"\rreading: 5 of 5\r\x1b\[K", text)
     assert re.search(r"\x1b\[1mCOUNT .*\x1b\[0m", text)
+
+
+@pytest.mark.parametrize("group", [[], ["replay"]], ids=["all", "replay"])
+def test_help_lists_each_command_with_the_whole_of_what_it_does(group: list[str]) -> None:
+    shown = " ".join(CliRunner().invoke(app, [*group, "--help"]).stdout.split())
+    commands = typer.main.get_command(app)
+    for name in group:
+        assert isinstance(commands, TyperGroup)
+        commands = commands.commands[name]
+    assert isinstance(commands, TyperGroup)
+    for name, command in commands.commands.items():
+        assert f"{name} {' '.join((command.help or '').split())}" in shown
+
+
+def test_a_count_is_a_whole_number(directory: Path) -> None:
+    result = CliRunner(env=environment(directory)).invoke(app, ["replay", "list", "--limit", "-1"])
+    assert (result.exit_code, "must be a whole number, 0 or more" in result.stderr) == (2, True)

@@ -10,7 +10,7 @@ from attrs import astuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from events.batch import Batch, OpenAttempt, Outcome, Part, StoreError, Write
+from events.batch import Basis, Batch, Guard, OpenAttempt, Outcome, Part, StoreError, Superseded, Write
 from events.codec import encode
 from events.log import Store
 from events.merkle import Frontier, leaf_hashes
@@ -21,6 +21,7 @@ from tests.events.conftest import Place
 
 GOLDEN = Path(__file__).with_name("bodies.ndjson").read_text("utf-8").rstrip("\n").split("\n")
 DONE, LOST, FAILED = Outcome.DONE, Outcome.LOST, Outcome.FAILED
+STALE, KEY_RETIRED = Outcome.STALE, Outcome.KEY_RETIRED
 
 
 def part(events: Iterable[Event], write: Write | None = None, closes: str | None = None) -> Part:
@@ -150,6 +151,86 @@ async def test_a_store_that_is_not_open_takes_nothing(place: Place) -> None:
     with pytest.raises(StoreError):
         await store.open_attempts()
     await store.close()
+
+
+async def test_whom_another_owner_has_taken_over_from_appends_no_more(place: Place, store: Store) -> None:
+    other = place.store()
+    await other.open()
+    await store.own()
+    assert await store.append(Batch([part(started())])) == [DONE]
+    await other.own()
+    with pytest.raises(Superseded, match="another service has taken over"):
+        await store.append(Batch([part(started())]))
+    await store.reopen()
+    with pytest.raises(Superseded):
+        await store.append(Batch([part(started())]))
+    assert await other.append(Batch([part(started())])) == [DONE]
+    await other.close()
+    assert place.bodies() == bodies(started(), started())
+
+
+async def test_an_attempt_that_is_not_open_does_not_end(place: Place, store: Store) -> None:
+    with pytest.raises(StoreError, match="an attempt was to end that is not open"):
+        await store.append(Batch([part(attempt(1, *DENIAL)[-1:])], closed={rid(1)}))
+    assert place.bodies() == []
+
+
+# -- what a grant rests on ------------------------------------------------------------
+
+
+def resting_on(number: int, version: int, kid: str = "k1", account: str = ACCOUNT) -> Part:
+    """A grant, of an attempt that begins in its batch."""
+    events = attempt(number, *GRANT, account=account)
+    some = [encode(event) for event in events]
+    return Part(some, guards=[Guard(len(some) - 2, len(some), rid(number), Basis(account, version, kid))])
+
+
+async def test_a_grant_is_appended_only_where_what_it_rests_on_holds(place: Place, store: Store) -> None:
+    await store.append(Batch([part([], create()), part([], claim()), part([], activate("k1", 1))]))
+    found = place.account(ACCOUNT)
+    assert found is not None
+    version = found[0].version
+    grants = [
+        (resting_on(1, version), DONE),
+        (resting_on(2, version - 1), STALE),
+        (resting_on(3, version, kid="k2"), KEY_RETIRED),
+        (resting_on(4, version, account=OTHER), STALE),
+    ]
+    batch = Batch([grant for grant, _ in grants])
+    assert await store.append(batch) == [DONE] * 4 + [outcome for _, outcome in grants]
+    refused = [attempt(number, *GRANT, account=ACCOUNT if number < 4 else OTHER)[:-2] for number in (2, 3, 4)]
+    assert place.bodies() == bodies(attempt(1, *GRANT), *refused)
+    assert {one.request_id for one in await store.open_attempts()} == {rid(2), rid(3), rid(4)}
+
+
+async def test_within_a_batch_a_grant_rests_on_what_the_writes_before_it_left(place: Place, store: Store) -> None:
+    await store.append(Batch([part([], create()), part([], claim()), part([], activate("k1", 1))]))
+    found = place.account(ACCOUNT)
+    assert found is not None
+    version = found[0].version
+    parts = [resting_on(1, version), part([], SUSPEND), resting_on(2, version), resting_on(3, version + 1)]
+    assert await store.append(Batch(parts)) == [DONE] * 4 + [DONE, STALE, DONE]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(SUSPEND, id="suspend"),
+        pytest.param(rehash("v1"), id="rehash"),
+        pytest.param(rotate(2), id="rotate"),
+        pytest.param(rotate(2, until=50, overlapped="v1"), id="rotate-with-overlap"),
+    ],
+)
+async def test_every_write_to_an_account_or_its_secrets_moves_its_version(
+    place: Place, store: Store, write: Write
+) -> None:
+    versions = []
+    for one in (create(), claim(), write):
+        await store.append(Batch([part([], one)]))
+        found = place.account(ACCOUNT)
+        assert found is not None
+        versions.append(found[0].version)
+    assert versions == sorted(set(versions))
 
 
 # -- writes ---------------------------------------------------------------------------

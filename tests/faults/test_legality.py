@@ -10,6 +10,7 @@ from events.verify import verify
 from service.accounts import AccountDesk
 from service.app import ACCOUNTS, KEYS, LOG, READER, ROTATION
 from service.clock import wall_clock
+from service.model import StoredAccount
 from service.rotation import KeyDesk
 from service.verifier import HashParameters
 from tests.conftest import Start
@@ -210,3 +211,27 @@ async def test_of_two_services_on_one_directory_the_first_writes_no_more(start: 
     assert not first.service.app[LOG].ready
     assert (await second.authenticate()).status == 200
     check_log(second)
+
+
+async def test_a_client_whose_account_never_stands_still_is_told_to_come_back(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.add(secret=SECRET)
+    accounts = running.service.app[ACCOUNTS]
+    find = accounts.find_again
+
+    def find_and_move(account: str) -> StoredAccount | None:
+        running.execute("UPDATE accounts SET role = role")
+        return find(account)
+
+    monkeypatch.setattr(accounts, "find", find_and_move)
+    answer = await running.introspect("a token")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+async def test_a_verifier_of_an_account_that_was_never_claimed_lets_nobody_in(running: Running) -> None:
+    await running.add(claim_window_seconds=0)
+    await running.add(OTHER_ACCOUNT, secret=SECRET)
+    running.execute(f"INSERT INTO secrets SELECT '{ACCOUNT}', version, verifier, NULL FROM secrets")
+    answer = await running.authenticate()
+    assert running.events(answer.request_id)[-1]["reason"] == "claim_closed"

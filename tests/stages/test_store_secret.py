@@ -133,9 +133,18 @@ async def suspend_and_resume(world: World) -> None:
     await world.desk.resume(ACCOUNT)
 
 
-@pytest.mark.parametrize("between", [suspend_and_resume, others_rotate(60)])
-async def test_a_grant_goes_on_where_the_account_changed_and_nothing_forbids_it(world: World, between: Step) -> None:
-    await add_with_secret(world)
+@pytest.mark.parametrize(
+    ("before", "between"),
+    [
+        pytest.param(add_with_secret, suspend_and_resume, id="suspended-and-resumed"),
+        pytest.param(add_with_secret, others_rotate(60), id="rotated-with-overlap"),
+        pytest.param(add, suspend_and_resume, id="suspended-and-resumed-before-the-claim"),
+    ],
+)
+async def test_a_grant_goes_on_where_the_account_changed_and_nothing_forbids_it(
+    world: World, before: Step, between: Step
+) -> None:
+    await before(world)
     account, grant = await attempt(world)
     await between(world)
     assert await store_secret(CLAIM, account, world.accounts, grant)
