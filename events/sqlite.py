@@ -212,6 +212,7 @@ class SqliteWriter:
     def open(self) -> Any:
         """Connect, and lay the schema in a new file. The connection is what is to be closed in the end."""
         self._connection = self._tree = None
+        self._forget()  # a new connection counts changes anew, and may not have seen the last ones
         if self._create:
             # SQLite gives its -wal and -shm files the mode of the database.
             try:

@@ -144,6 +144,37 @@ async def test_a_batch_with_a_request_that_began_before_is_on_disk_not_even_in_p
     assert await store.append(Batch([part(started())])) == [DONE]
 
 
+KEY = Write("activate_new_key", {"kid": "k1", "alg": "EdDSA", "now": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        pytest.param(Write("suspend", {"account": ACCOUNT}), Outcome.STALE, id="account"),
+        pytest.param(
+            Write("replace_key", {"kid": "k2", "alg": "EdDSA", "now": 3, "replaced": "k1"}),
+            Outcome.KEY_RETIRED,
+            id="key",
+        ),
+    ],
+)
+async def test_a_store_that_is_opened_again_holds_grants_to_what_changed_meanwhile(
+    place: Place, store: Store, change: Write, outcome: Outcome
+) -> None:
+    await store.append(Batch([part(started(), create()), part(started(), KEY)]))
+    found = place.account(ACCOUNT)
+    assert found is not None
+    version = found[0].version
+    assert await store.append(Batch([resting_on(1, version)])) == [DONE, DONE]
+
+    other = place.store()
+    await other.open()
+    assert await other.append(Batch([part(started(), change)])) == [DONE]
+    await store.reopen()
+    await other.close()
+    assert await store.append(Batch([resting_on(2, version)])) == [DONE, outcome]
+
+
 async def test_a_store_that_is_not_open_takes_nothing(place: Place) -> None:
     store = place.store()
     with pytest.raises(StoreError):
