@@ -44,7 +44,7 @@ async def test_node_clients_discover_get_verify_introspect_and_revoke(
     assert (claims["iss"], claims["aud"], claims["sub"]) == (running.url, running.url, ACCOUNT)
     assert found["before"] == {"active": True, **claims, "token_type": "Bearer"}
     assert found["after"] == {"active": False}
-    challenge = {"scheme": "basic", "parameters": {"realm": "hubler-auth"}}
+    challenge = {"scheme": "basic", "parameters": {"realm": "hubler-auth", "charset": "UTF-8"}}
     assert found["refused"] == {"code": "OAUTH_WWW_AUTHENTICATE_CHALLENGE", "status": 401, "challenges": [challenge]}
     assert running.types(claims["jti"])[-1] == "auth.granted"
     revoked = [event["jti"] for event in running.events() if event["type"] == "token.revoked"]
