@@ -84,7 +84,8 @@ def test_no_store_is_begun_where_the_log_was_lost(command: str, tmp_path: Path) 
     (tmp_path / "auth.db").unlink()
     result = run(tmp_path, command)
     assert result.returncode == 1
-    assert "the log has 0 events, its checkpoint 4" in result.stderr
+    assert "the log has 0 events, its checkpoint 4; " in result.stderr
+    assert "hubler-auth replay accept-rollback --reason TEXT" in result.stderr  # as it can be pasted
     assert types(tmp_path) == []
 
 

@@ -67,7 +67,8 @@ def exit_codes(chosen: Settings) -> Iterator[None]:
     except Fault as fault:
         broken(fault)
     except RolledBack as error:
-        fail(Exit.BROKEN, f"{error}; if a backup was restored on purpose: hubler-auth replay accept-rollback")
+        way_on = "hubler-auth replay accept-rollback --reason TEXT"
+        fail(Exit.BROKEN, f"{error}; if a backup was restored on purpose: {way_on}")
     except (DirectoryInUse, OriginDiffers) as error:
         fail(Exit.USAGE, str(error))
     except (StoreError, KeyFileError) as error:
